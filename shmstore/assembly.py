@@ -1,0 +1,445 @@
+"""Chunk assembly: rows of one instrument become whole chunks of its streams.
+
+Whole chunks go straight from the ring to the codec pipeline; a ragged remainder is copied once, into the stream's tail.
+The datasets themselves are made when the first rows have shown how fast they come, or at the first flush.
+
+Here rows of Arrow meet datasets; rings, producers and the writer's loop are not known here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from shmstore import chunking
+from shmstore.codec import Codec
+from shmstore.config import ResolvedInstrument
+from shmstore.dataset import Dataset, RecordingFile
+from shmstore.encoding import encode
+from shmstore.layout import Column, Layout, Stream, plan
+from shmstore.pipeline import Chunk, CodecPipeline, Encode
+from shmstore.schema import to_json
+from shmstore.tails import Tails
+
+Items = npt.NDArray[Any]
+#: Rows of a variable-length column gathered before HDF5 is asked to place them.
+_VARIABLE_ITEMS = 65536
+_VALIDITY_CHUNK_ITEMS = 4096
+
+
+@dataclass(slots=True)
+class Ticket:
+    """Says when a batch's memory is free: once the pipeline has written this many chunks; ``None``: not known yet."""
+
+    chunks: int | None = None
+
+
+class ChunkAssembler:
+    """Puts the chunks of one stream together.
+
+    Parameters
+    ----------
+    dataset
+        Where they go.
+    stream
+        What they hold.
+    buffers
+        The stream's two tail buffers, each of one chunk.
+    pipeline
+        Takes whole chunks.
+    encode
+        The stream's encoder; ``None`` stores chunks as they are.
+
+    Attributes
+    ----------
+    total : int
+        Items taken in.
+    """
+
+    def __init__(
+        self, dataset: Dataset, stream: Stream, buffers: tuple[Chunk, Chunk], pipeline: CodecPipeline, encode: Encode | None
+    ) -> None:
+        self.dataset = dataset
+        self._stream = stream
+        self._pipeline = pipeline
+        self._encode = encode
+        self._item_bytes = stream.item_bytes
+        self._chunk_items = dataset.chunk_items
+        self._buffers = itertools.cycle([list(pair) for pair in zip(buffers, (0, 0), strict=True)])
+        self._tail: list[Any] = next(self._buffers)  # the buffer, and the ticket of the chunk last taken from it
+        self._filled = 0
+        self._chunk = 0
+        self._tail_since = 0.0
+        self._published_items = 0
+        self._published_chunk = -1
+        if stream.lead:
+            self.append(np.zeros((stream.lead, *stream.item_shape), stream.numpy_dtype))
+
+    @property
+    def total(self) -> int:
+        """Items taken in."""
+        return self._chunk * self._chunk_items + self._filled
+
+    def append(self, items: Items) -> None:
+        """Take items in; whole chunks among them are borrowed by the pipeline, the rest is copied."""
+        count = len(items)
+        data = np.frombuffer(items, np.uint8) if count and items.nbytes else np.empty(0, np.uint8)
+        size, chunk_items = self._item_bytes, self._chunk_items
+        start = min(count, chunk_items - self._filled) if self._filled else 0
+        if start:
+            self._copy_to_tail(data[: start * size], start)
+        while count - start >= chunk_items:
+            self._submit(data[start * size : (start + chunk_items) * size])
+            start += chunk_items
+        if start < count:
+            self._copy_to_tail(data[start * size :], count - start)
+
+    def pad_with_fill(self, count: int) -> None:
+        """Take in ``count`` items of the fill value 1; whole chunks of them are never written."""
+        if self._filled:
+            head = min(count, self._chunk_items - self._filled)
+            self.append(np.ones((head, *self._stream.item_shape), self._stream.numpy_dtype))
+            count -= head
+        self._chunk += count // self._chunk_items
+        rest = count % self._chunk_items
+        if rest:
+            self.append(np.ones((rest, *self._stream.item_shape), self._stream.numpy_dtype))
+
+    def _copy_to_tail(self, data: Chunk, count: int) -> None:
+        buffer, ticket = self._tail
+        if not self._filled:
+            self._pipeline.wait_for(ticket)  # the chunk that was last taken from this buffer
+            self._tail_since = time.monotonic()
+        start = self._filled * self._item_bytes
+        buffer[start : start + data.nbytes] = data
+        self._filled += count
+        if self._filled == self._chunk_items:
+            self._submit(buffer)
+            self._tail[1] = self._pipeline.submitted
+            self._tail = next(self._buffers)
+
+    def _submit(self, chunk: Chunk) -> None:
+        # A chunk that was published as it is keeps its place in the file: compressing it now would leave that behind.
+        published = self._published_chunk == self._chunk
+        self._pipeline.submit(self.dataset, self._chunk, chunk, self._encode, as_it_is=published)
+        self._chunk += 1
+        self._filled = 0
+
+    def publish(self, older_than_s: float = 0.0) -> None:
+        """Show the tail to readers, as a full-size unfiltered chunk that is overwritten in place as it grows.
+
+        Parameters
+        ----------
+        older_than_s
+            Leave a tail alone that began less than so many seconds ago.
+        """
+        if not self._filled or self.total == self._published_items or time.monotonic() - self._tail_since < older_than_s:
+            return
+        self._pipeline.drain()  # the extent set here must not reach over a chunk still under way
+        buffer = self._tail[0]
+        buffer[self._filled * self._item_bytes :] = 0
+        if self._published_chunk != self._chunk:
+            # HDF5 wants a chunk's first item within the extent before it takes the chunk.
+            self.dataset.set_items(self.total)
+        self.dataset.write_chunk(self._chunk, buffer, self.dataset.skip_mask)
+        self.dataset.set_items(self.total)
+        self._published_chunk, self._published_items = self._chunk, self.total
+
+    def finish(self) -> None:
+        """Hand the last, partial chunk to the pipeline, filled up with zeros; then set the exact extent."""
+        total = self.total
+        if self._filled and total > self._published_items:
+            buffer = self._tail[0]
+            buffer[self._filled * self._item_bytes :] = 0
+            self._submit(buffer)
+        self._pipeline.drain()
+        if self.dataset.known_items != total:
+            self.dataset.set_items(total)
+
+
+class VariableAssembler:
+    """Gathers the items of a stream that HDF5 itself places (native variable-length types).
+
+    Parameters
+    ----------
+    dataset
+        Where they go.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self.total = 0
+        self._gathered: list[Items] = []
+        self._written = 0
+
+    def append(self, items: Items) -> None:
+        """Take items in: an object array, kept until the next :meth:`publish`."""
+        self._gathered.append(items)
+        self.total += len(items)
+        if self.total - self._written >= _VARIABLE_ITEMS:
+            self.publish()
+
+    def publish(self) -> None:
+        """Write what was gathered."""
+        if self._written == self.total:
+            return
+        items = np.concatenate(self._gathered)
+        if self.dataset.known_items < self.total:
+            self.dataset.set_items(self.total)
+        self.dataset.write_variable(self._written, items)
+        self._gathered.clear()
+        self._written = self.total
+
+
+class InstrumentAssembly:
+    """All columns of one instrument on their way into the file.
+
+    Parameters
+    ----------
+    file
+        The file.
+    pipeline
+        Compresses and writes chunks.
+    link
+        Name of the instrument's group.
+    config
+        What holds for the instrument.
+    known_after_s
+        Seconds after which the rate of a new instrument counts as known.
+    tails_path
+        Gives the path for a new segment of tails.
+
+    Attributes
+    ----------
+    rows : int
+        Rows taken in.
+    bytes_in : int
+        Bytes of their columns, unencoded.
+    layout : Layout or None
+        How they are stored; ``None`` until the schema is declared.
+    """
+
+    def __init__(
+        self,
+        file: RecordingFile,
+        pipeline: CodecPipeline,
+        link: str,
+        config: ResolvedInstrument,
+        known_after_s: float,
+        tails_path: Callable[[], Path],
+    ) -> None:
+        self.link = link
+        self.config = config
+        self.layout: Layout | None = None
+        self.rows = 0
+        self.bytes_in = 0
+        self._file = file
+        self._pipeline = pipeline
+        self._known_after_s = known_after_s
+        self._tails_path = tails_path
+        self._tails: list[Tails] = []
+        self._streams: dict[str, ChunkAssembler | VariableAssembler] = {}
+        self._waiting: list[tuple[dict[str, Items], int, Ticket]] = []
+        self._waiting_since = 0.0
+        self._waiting_items: Counter[str] = Counter()
+
+    def declare(self, schema: pa.Schema) -> Layout:
+        """Fix the schema and write it down; rows can come.
+
+        Raises
+        ------
+        UnsupportedTypeError
+            A column's type cannot be recorded.
+        ConfigError
+            Something is configured for a column that the schema does not have.
+        """
+        layout = plan(schema, lambda name: self.config.column(name).strings)
+        self.config.require_columns(schema.names)
+        with self._file.structure():
+            self._file.create_document(f"{self.link}/schema", to_json(schema))
+            self._file.create_bytes(f"{self.link}/_arrow/schema", schema.serialize().to_pybytes())
+            self._file.create_document(f"{self.link}/_arrow/layout", layout.to_json())
+            for column in layout.columns:
+                if column.is_group:
+                    self._file.create_group(f"{self.link}/{column.path}", column.attributes)
+        self.layout = layout
+        return layout
+
+    # -- rows in ------------------------------------------------------------------------------------------------
+
+    def append(self, batch: pa.RecordBatch) -> Ticket:
+        """Take a batch in; its memory is borrowed until the ticket is due.
+
+        Raises
+        ------
+        InvalidValueError
+            A value does not fit its column; nothing of the batch was taken.
+        """
+        items: dict[str, Items] = {}
+        for column in self._columns():
+            before = self._chars_before(column) if column.encoding == "packed" else 0
+            for role, values in encode(column, batch.column(column.index), before).items():
+                items[column.stream(role).path] = values
+        return self._take(items, batch.num_rows)
+
+    def append_plain(self, arrays: Iterator[tuple[Column, Items]], rows: int) -> Ticket:
+        """Take in arrays without nulls, one a column, as `loan` leaves them."""
+        return self._take({column.streams[0].path: values for column, values in arrays}, rows)
+
+    def _take(self, items: dict[str, Items], rows: int) -> Ticket:
+        ticket = Ticket()
+        self.bytes_in += sum(values.nbytes for values in items.values())
+        if self._streams or not self._columns():
+            self._distribute(items, self.rows)
+            ticket.chunks = self._pipeline.submitted
+        else:
+            if not self._waiting:
+                self._waiting_since = time.monotonic()
+            self._waiting.append((items, rows, ticket))
+            self._waiting_items.update({path: len(values) for path, values in items.items()})
+            largest = max(values.nbytes // max(len(values), 1) * self._waiting_items[path] for path, values in items.items())
+            if largest >= chunking.UNKNOWN or self.config.chunk_rows or self.config.chunk_bytes:
+                self.settle()
+        self.rows += rows
+        return ticket
+
+    def _distribute(self, items: dict[str, Items], row: int) -> None:
+        for column in self._columns():
+            for stream in column.streams:
+                values = items.get(stream.path)
+                if values is None:
+                    continue
+                assembler = self._streams.get(stream.path) or self._make_lazy(stream)
+                if stream.lazy and isinstance(assembler, ChunkAssembler) and assembler.total < row:
+                    assembler.pad_with_fill(row - assembler.total)
+                assembler.append(values)
+
+    # -- datasets -----------------------------------------------------------------------------------------------
+
+    @property
+    def waiting_since(self) -> float | None:
+        """When the first row came of those that wait for their datasets (monotonic clock)."""
+        return self._waiting_since if self._waiting else None
+
+    def settle(self, *, last: bool = False) -> None:
+        """Make the datasets, with chunks that suit the rate seen so far, and let the waiting rows in.
+
+        Parameters
+        ----------
+        last
+            No more rows come: one chunk takes all there are.
+        """
+        if self._streams or not self._columns():
+            return
+        elapsed = time.monotonic() - self._waiting_since if self._waiting else 0.0
+        eager = [
+            (column, stream) for column in self._columns() for stream in column.streams if not stream.lazy
+        ]
+        seen = self._waiting_items
+        self._make_streams(
+            [
+                (stream, max(seen[stream.path], 1) if last else self._chunk_items(column, stream, len(eager), elapsed))
+                for column, stream in eager
+            ]
+        )
+        row = 0
+        waiting, self._waiting = self._waiting, []
+        self._waiting_items.clear()
+        for items, rows, ticket in waiting:
+            self._distribute(items, row)
+            ticket.chunks = self._pipeline.submitted
+            row += rows
+
+    def _make_streams(self, streams: list[tuple[Stream, int]]) -> None:
+        made = [(stream, self._codec(stream), items) for stream, items in streams]
+        fixed = [(stream, items) for stream, items in streams if not stream.variable]
+        tails = Tails(self._tails_path(), [items * stream.item_bytes for stream, items in fixed])
+        self._tails.append(tails)
+        pairs = iter(tails.pairs)
+        with self._file.structure():
+            datasets = [
+                self._file.create_dataset(f"{self.link}/{stream.path}", stream, items, codec) for stream, codec, items in made
+            ]
+        for dataset, (stream, codec, _) in zip(datasets, made, strict=True):
+            if stream.variable:
+                self._streams[stream.path] = VariableAssembler(dataset)
+                continue
+            encoder = codec.encoder(stream.numpy_dtype.itemsize, dataset.chunk_bytes) if codec.direct else None
+            self._streams[stream.path] = ChunkAssembler(dataset, stream, next(pairs), self._pipeline, encoder)
+
+    def _make_lazy(self, stream: Stream) -> ChunkAssembler | VariableAssembler:
+        values = self._streams[self._column_of(stream).streams[0].path].dataset
+        self._make_streams([(stream, max(values.chunk_items, _VALIDITY_CHUNK_ITEMS))])
+        return self._streams[stream.path]
+
+    def _chunk_items(self, column: Column, stream: Stream, streams: int, elapsed: float) -> int:
+        configured = self.config.column(column.name).chunk_rows or self.config.chunk_rows
+        if configured and stream.role != "chars":
+            return configured
+        if self.config.chunk_bytes:
+            return chunking.items_per_chunk(stream.item_bytes, self.config.chunk_bytes)
+        largest = chunking.largest_bytes(streams)
+        seen = self._waiting_items[stream.path]
+        size = chunking.bytes_for_rate(seen, stream.item_bytes, elapsed, largest, self._known_after_s)
+        return chunking.items_per_chunk(stream.item_bytes, size)
+
+    def _codec(self, stream: Stream) -> Codec:
+        return self.config.column(self._column_of(stream).name).codec
+
+    def _column_of(self, stream: Stream) -> Column:
+        return next(column for column in self._columns() if stream in column.streams)
+
+    def _columns(self) -> tuple[Column, ...]:
+        return self.layout.columns if self.layout else ()
+
+    def _chars_before(self, column: Column) -> int:
+        path = column.stream("chars").path
+        return self._streams[path].total if path in self._streams else self._waiting_items[path]
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes handed to the file for this instrument, published tails included."""
+        return sum(assembler.dataset.bytes_written for assembler in self._streams.values())
+
+    @property
+    def chunks_written(self) -> int:
+        """Whole chunks handed to the file."""
+        return sum(assembler.dataset.chunks_written for assembler in self._streams.values())
+
+    # -- rows out -----------------------------------------------------------------------------------------------
+
+    def publish_variable(self) -> None:
+        """Write what variable-length columns gathered; part of every commit."""
+        for assembler in self._streams.values():
+            if isinstance(assembler, VariableAssembler):
+                assembler.publish()
+
+    def publish_tails(self, older_than_s: float = 0.0) -> None:
+        """Show tails to readers that began at least so many seconds ago."""
+        for assembler in self._streams.values():
+            if isinstance(assembler, ChunkAssembler):
+                assembler.publish(older_than_s)
+
+    def finish(self) -> None:
+        """Write everything that is left, with exact extents."""
+        self.settle(last=True)
+        for assembler in self._streams.values():
+            if isinstance(assembler, ChunkAssembler):
+                assembler.finish()
+            else:
+                assembler.publish()
+
+    def close(self) -> None:
+        """Give the tails' memory back; the pipeline must have nothing of this instrument any more."""
+        self._streams.clear()
+        for tails in self._tails:
+            tails.close()

@@ -1,0 +1,170 @@
+"""Between Arrow and the bytes of a slot: the one module that knows both.
+
+Two kinds of body. ``IPC``: an encapsulated Arrow record-batch message, after ``skip`` bytes; what `put` writes, for any
+type. ``PLAIN``: the columns' values laid end to end, each at a multiple of 64, without nulls, for fixed-width columns
+only; what `loan` hands out as numpy views. Reading either borrows: the arrays are views over the body.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from shmstore.errors import BrokenError, UnsupportedTypeError
+from shmstore.layout import Column, Layout
+from shmstore.segment import align
+
+#: Below this many bytes a copy through Arrow's own buffer is quicker than opening a stream over the slot (measured: 4
+#: against 14 µs up to 100 KiB, 99 against 48 µs at 1 MiB).
+_SERIALIZE_BELOW = 128 * 1024
+
+
+class BatchWriter:
+    """Writes the batches of one schema into slots.
+
+    Parameters
+    ----------
+    schema
+        Schema of every batch to come.
+    """
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._schema_bytes = schema.serialize().size
+
+    def size(self, batch: pa.RecordBatch) -> int:
+        """Return the bytes that a body for ``batch`` needs at most; reads no values."""
+        size: int = pa.ipc.get_record_batch_size(batch)
+        return size if size < _SERIALIZE_BELOW else size + self._schema_bytes
+
+    def write(self, batch: pa.RecordBatch, body: memoryview) -> int:
+        """Copy ``batch`` into ``body``, which has `size` bytes; one copy.
+
+        Returns
+        -------
+        int
+            Where in the body the record-batch message begins.
+        """
+        if len(body) < _SERIALIZE_BELOW:
+            message = memoryview(batch.serialize()).cast("B")
+            body[: len(message)] = message
+            return 0
+        # A stream begins with its schema; nobody reads that, and the message behind it is what counts.
+        with pa.ipc.new_stream(pa.FixedSizeBufferWriter(pa.py_buffer(body)), self._schema) as stream:
+            stream.write_batch(batch)
+        return self._schema_bytes
+
+
+def read_ipc(body: memoryview, skip: int, schema: pa.Schema, rows: int) -> pa.RecordBatch:
+    """Return the record batch in a body of kind IPC; a view over the body, which must outlive it.
+
+    Raises
+    ------
+    BrokenError
+        The bytes are no such batch.
+    """
+    try:
+        message = pa.ipc.read_message(pa.py_buffer(body[skip:]))
+        batch = pa.ipc.read_record_batch(message, schema)
+        batch.validate()
+    except (pa.ArrowException, OSError, ValueError, EOFError) as error:
+        raise BrokenError(f"a slot holds no readable record batch: {error}") from None
+    if batch.num_rows != rows:
+        raise BrokenError(f"a slot's header says {rows} rows, its batch {batch.num_rows}")
+    return batch
+
+
+class PlainLayout:
+    """Where the columns lie in a body of kind PLAIN: fixed by the schema and the number of rows alone.
+
+    Parameters
+    ----------
+    layout
+        Layout of the instrument.
+
+    Raises
+    ------
+    UnsupportedTypeError
+        A column has no fixed width; the message names it.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.columns: list[tuple[Column, np.dtype[Any], tuple[int, ...]]] = []
+        for column in layout.columns:
+            if column.encoding not in ("plain", "bool"):
+                raise UnsupportedTypeError(
+                    f"column {column.name!r} ({layout.schema.field(column.index).type}) has no fixed width, so it cannot be "
+                    "loaned: use put()"
+                )
+            stream = column.streams[0]
+            self.columns.append((column, stream.numpy_dtype, stream.item_shape))
+
+    def size(self, rows: int) -> int:
+        """Return the bytes of a body with ``rows`` rows."""
+        return sum(align(rows * _item_bytes(dtype, shape)) for _, dtype, shape in self.columns)
+
+    def arrays(self, body: memoryview, rows: int) -> Iterator[tuple[Column, npt.NDArray[Any]]]:
+        """Give each column's array ``(rows, *item_shape)``, a view over the body, as writable as the body is."""
+        start = 0
+        for column, dtype, shape in self.columns:
+            count = rows * math.prod(shape)
+            values = np.frombuffer(body, dtype, count, start) if count else np.empty(0, dtype)
+            yield column, values.reshape(rows, *shape)
+            start += align(rows * _item_bytes(dtype, shape))
+
+    def check(self, body: memoryview, rows: int) -> None:
+        """Raise `BrokenError` unless the body has room for ``rows`` rows."""
+        if len(body) < self.size(rows):
+            raise BrokenError(f"a slot of {len(body)} bytes cannot hold the {rows} rows that its header says")
+
+
+def _item_bytes(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
+    return dtype.itemsize * math.prod(shape)
+
+
+def batches_of(data: Any) -> Iterator[pa.RecordBatch]:
+    """Give the record batches of whatever carries Arrow data, without copying it.
+
+    Parameters
+    ----------
+    data
+        A ``RecordBatch``, ``Table`` or ``RecordBatchReader``; anything with ``__arrow_c_array__`` or
+        ``__arrow_c_stream__``; or a serialized Arrow IPC stream (bytes-like).
+
+    Raises
+    ------
+    TypeError
+        It is none of these.
+    ValueError
+        The serialized stream is empty, cut or damaged; what came before the damage has been given already.
+    """
+    if isinstance(data, pa.RecordBatch):
+        yield data
+    elif isinstance(data, pa.Table):
+        yield from data.to_batches() or [pa.RecordBatch.from_pylist([], schema=data.schema)]
+    elif isinstance(data, pa.RecordBatchReader):
+        yield from data
+    elif isinstance(data, (bytes, bytearray, memoryview, pa.Buffer)):
+        yield from _stream_batches(data)
+    elif hasattr(data, "__arrow_c_array__"):
+        yield pa.record_batch(data)
+    elif hasattr(data, "__arrow_c_stream__"):
+        yield from pa.RecordBatchReader.from_stream(data)
+    else:
+        raise TypeError(
+            f"{type(data).__name__} carries no Arrow data: give a RecordBatch, a Table, or an object with "
+            "__arrow_c_array__ or __arrow_c_stream__"
+        )
+
+
+def _stream_batches(data: Any) -> Iterator[pa.RecordBatch]:
+    try:
+        with pa.ipc.open_stream(pa.py_buffer(data)) as stream:
+            yield from stream
+    except (pa.ArrowException, OSError, EOFError) as error:
+        raise ValueError(f"the bytes are no whole Arrow IPC stream: {error}") from None

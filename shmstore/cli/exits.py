@@ -1,0 +1,23 @@
+"""What an error means as an exit code."""
+
+from __future__ import annotations
+
+from shmstore.cli.screen import DependencyError
+from shmstore.errors import IncompleteFileError, StorageError
+
+#: Done, but something was lost, refused or found wrong.
+LOSS = 1
+#: The call or its input was wrong.
+WRONG_CALL = 2
+#: The environment failed: disk, memory, dependency.
+ENVIRONMENT = 3
+
+
+def exit_code(error: BaseException) -> int:
+    """Return the exit code that an error means."""
+    if isinstance(error, StorageError | DependencyError | MemoryError):
+        return ENVIRONMENT
+    # Every error that a wrong argument causes has one of the built-in parents.
+    if isinstance(error, ValueError | TypeError | IncompleteFileError):
+        return WRONG_CALL
+    return LOSS

@@ -1,0 +1,408 @@
+"""HDF5's door: the only module through which shmstore writes HDF5, used by one thread of one process.
+
+A `RecordingFile` is open for SWMR writing all the time, but for the moments in which objects are added (:meth:`~
+RecordingFile.structure`). It offers what the assembly of chunks needs, in HDF5's terms: create, write a chunk directly,
+set an extent, flush, sync. It knows neither Arrow nor rings.
+
+The metadata cache's evictions are off while recording, so that the file changes on disk only at :meth:`flush`: an extent
+is never visible before the rows it covers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import hdf5plugin
+import numpy as np
+import numpy.typing as npt
+from h5py import h5d, h5p, h5s, h5t
+
+from shmstore.codec import Codec, Filter
+from shmstore.errors import InvalidValueError, StorageError, storage_error
+from shmstore.layout import Stream
+
+FORMAT_VERSION = "1.0"
+# v110: superblock 3 and extensible-array chunk indexes, hence SWMR and O(1) appends; HDF5 1.10 and newer can read it.
+_LIBVER = ("v110", "v110")
+_FILTER_OPTIONAL = 1
+#: Rows of a variable-length column in one chunk: 64 KiB of references.
+_VARIABLE_CHUNK_ITEMS = 4096
+_METADATA_LIMIT_BYTES = 16 * 2**20
+_HDF5PLUGIN = {
+    "bzip2": "BZip2",
+    "fcidecomp": "FciDecomp",
+    "htj2k": "Htj2k",
+    "sperr": "Sperr",
+    "sz": "SZ",
+    "sz3": "SZ3",
+    "zfp": "Zfp",
+}
+
+
+class Dataset:
+    """One unlimited dataset, addressed by path so that it survives the file's reopening.
+
+    Attributes
+    ----------
+    path : str
+        Absolute path in the file.
+    chunk_items : int
+        Items in a chunk.
+    chunk_bytes : int
+        Bytes of a whole chunk, unfiltered.
+    skip_mask : int
+        Filter mask that says "stored as it is".
+    known_items : int
+        Extent of the first dimension, as last set.
+    bytes_written, chunks_written : int
+        Bytes handed to the file, and whole chunks among them.
+    """
+
+    def __init__(self, file: RecordingFile, path: str, stream: Stream, chunk_items: int, filters: int) -> None:
+        self.path = path
+        self.chunk_items = chunk_items
+        self.chunk_bytes = chunk_items * stream.item_bytes
+        self.skip_mask = (1 << filters) - 1
+        self._file = file
+        self._stream = stream
+        self._origin = (0,) * len(stream.item_shape)
+        self.known_items = 0
+        self.bytes_written = 0
+        self.chunks_written = 0
+        self._opened = -1
+        self._id: h5d.DatasetID = None
+
+    @property
+    def id(self) -> h5d.DatasetID:
+        """The low-level handle, reopened if the file was."""
+        if self._opened != self._file.generation:
+            self._id = self._file.open_dataset(self.path)
+            self._opened = self._file.generation
+        return self._id
+
+    def set_items(self, items: int) -> None:
+        """Set the extent of the first dimension; seen by readers after the file's next flush."""
+        self.id.set_extent((items, *self._stream.item_shape))
+        self.known_items = items
+
+    def write_chunk(self, index: int, payload: Any, filter_mask: int) -> None:
+        """Write an encoded chunk as it is; its first item must lie within the extent.
+
+        Parameters
+        ----------
+        index
+            Number of the chunk, from 0.
+        payload
+            Bytes-like, borrowed for the call: what the filters would have produced, or with `skip_mask` the
+            chunk's `chunk_bytes` bytes.
+        filter_mask
+            Which filters were skipped.
+        """
+        # h5py checks neither length nor place, and HDF5 takes a wrong length silently: it would overwrite a neighbour.
+        size = memoryview(payload).nbytes
+        if filter_mask == self.skip_mask and size != self.chunk_bytes:
+            raise StorageError(22, f"{self.path}: an unfiltered chunk has {self.chunk_bytes} bytes, not {size}")
+        self.id.write_direct_chunk((index * self.chunk_items, *self._origin), payload, filter_mask)
+        self.bytes_written += size
+
+    def filter_chunk(self, index: int, chunk: npt.NDArray[np.uint8]) -> None:
+        """Write a whole chunk through HDF5's own filters; its last item must lie within the extent."""
+        items = chunk.view(self._stream.numpy_dtype).reshape(self.chunk_items, *self._stream.item_shape)
+        self._write(index * self.chunk_items, items)
+        self.bytes_written = int(self.id.get_storage_size())
+
+    def write_variable(self, start: int, items: npt.NDArray[Any]) -> None:
+        """Write variable-length items from ``start`` on, within the extent; HDF5 places their bytes itself."""
+        self._write(start, items)
+        self.bytes_written += sum(len(item) for item in items.tolist()) + items.nbytes
+
+    def _write(self, start: int, items: npt.NDArray[Any]) -> None:
+        space = self.id.get_space()
+        shape = self._stream.item_shape
+        space.select_hyperslab((start, *self._origin), (len(items), *shape))
+        self.id.write(h5s.create_simple((len(items), *shape)), space, np.ascontiguousarray(items), self._memory_type())
+
+    def _memory_type(self) -> Any:
+        return h5t.py_create(_h5py_dtype(self._stream))
+
+
+class RecordingFile:
+    """The HDF5 file of one recording.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    generation : int
+        Grows whenever the file was reopened: handles of an older generation are dead.
+    """
+
+    def __init__(self, path: Path, file: h5py.File) -> None:
+        self.path = path
+        self.generation = 0
+        self._file = file
+        self._sync_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._structuring = False
+
+    @classmethod
+    def create(cls, path: Path, attributes: Mapping[str, Any], config: str) -> RecordingFile:
+        """Make the file with its root groups, and start SWMR.
+
+        Parameters
+        ----------
+        path
+            Must not exist.
+        attributes
+            Attributes of the root group.
+        config
+            JSON text kept as ``_shmstore/@config``.
+
+        Raises
+        ------
+        StorageError
+            The folder cannot be written to, or the file exists.
+        """
+        try:
+            # h5py's own message for a folder that is missing or read-only is long and carries no advice.
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+            file = h5py.File(path, "w", libver=_LIBVER, track_order=True)
+        except OSError as error:
+            raise storage_error(error, "create the recording", path) from None
+        for name, value in attributes.items():
+            file.attrs[name] = value
+        file.create_group("metadata", track_order=True)
+        own = file.create_group("_shmstore", track_order=True)
+        own.attrs["format_version"] = FORMAT_VERSION
+        own.attrs["config"] = config
+        recording = cls(path, file)
+        recording._start_swmr()
+        return recording
+
+    # -- structure ----------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def structure(self) -> Iterator[None]:
+        """Leave SWMR for as long as the block takes, so that objects and attributes can be added; 0.5 ms.
+
+        Readers that have the file open go on reading what they know; opening it anew fails for that moment.
+        """
+        if self._structuring:
+            yield
+            return
+        self._reopen()
+        self._structuring = True
+        try:
+            yield
+        finally:
+            self._structuring = False
+            self._start_swmr()
+
+    def create_instrument(self, link: str, attributes: Mapping[str, Any]) -> None:
+        """Make an instrument's group; within :meth:`structure`."""
+        group = self._file.create_group(link, track_order=True)
+        for name, value in attributes.items():
+            group.attrs[name] = value
+
+    def create_group(self, path: str, attributes: Mapping[str, Any]) -> None:
+        """Make a group within an instrument; within :meth:`structure`."""
+        group = self._file.create_group(path, track_order=True)
+        for name, value in attributes.items():
+            # Fixed-length ASCII, as the conventions that read these (HEP001) ask for.
+            group.attrs[name] = np.bytes_(value) if isinstance(value, str) else value
+
+    def create_document(self, path: str, text: str) -> None:
+        """Keep a text as a scalar string dataset; within :meth:`structure`."""
+        self._file.create_dataset(path, data=text, dtype=h5py.string_dtype())
+
+    def create_bytes(self, path: str, data: bytes) -> None:
+        """Keep bytes as a uint8 dataset; within :meth:`structure`."""
+        self._file.create_dataset(path, data=np.frombuffer(data, np.uint8))
+
+    def create_dataset(self, path: str, stream: Stream, chunk_items: int, codec: Codec) -> Dataset:
+        """Make the dataset of a stream, empty but for its lead; within :meth:`structure`.
+
+        Parameters
+        ----------
+        path
+            Absolute path in the file.
+        stream
+            What it holds.
+        chunk_items
+            Items in a chunk; variable-length streams choose their own.
+        codec
+            What its chunks are compressed with; variable-length streams are not.
+        """
+        shape = stream.item_shape
+        if stream.variable:
+            chunk_items = _VARIABLE_CHUNK_ITEMS
+        properties = h5p.create(h5p.DATASET_CREATE)
+        properties.set_chunk((chunk_items, *shape))
+        properties.set_fill_time(h5d.FILL_TIME_ALLOC if stream.variable else h5d.FILL_TIME_IFSET)
+        properties.set_attr_creation_order(h5p.CRT_ORDER_TRACKED | h5p.CRT_ORDER_INDEXED)
+        dtype = _h5py_dtype(stream)
+        if stream.fill is not None:
+            properties.set_fill_value(np.asarray(stream.fill, stream.numpy_dtype))
+        filters = () if stream.variable else _filters(codec, stream.numpy_dtype.itemsize, chunk_items * stream.item_bytes)
+        for filter_ in filters:
+            properties.set_filter(filter_.id, _FILTER_OPTIONAL, filter_.cd_values)
+        links = h5p.create(h5p.LINK_CREATE)
+        links.set_create_intermediate_group(True)
+        space = h5s.create_simple((0, *shape), (h5s.UNLIMITED, *shape))
+        type_id = h5t.py_create(dtype, logical=True)
+        h5d.create(self._file.id, path.encode(), type_id, space, properties, links)
+        handle = self._file[path]
+        for name, value in stream.attributes.items():
+            handle.attrs[name] = value
+        if stream.attributes and stream.fill is not None:
+            handle.attrs["_FillValue"] = np.asarray(stream.fill, stream.numpy_dtype)
+        return Dataset(self, path, stream, chunk_items, len(filters))
+
+    def set_metadata(self, path: str, values: Mapping[str, Any]) -> None:
+        """Set attributes of a group to JSON-ready values; within :meth:`structure`."""
+        attributes = self._file[path].attrs
+        json_keys = set(attributes["_json_keys"].tolist()) if "_json_keys" in attributes else set()
+        for key, value in values.items():
+            attribute = metadata_attribute(value)
+            if attribute is None:
+                attributes[key] = json.dumps(value, ensure_ascii=False)
+                json_keys.add(key)
+            else:
+                attributes[key] = attribute
+                json_keys.discard(key)
+        if json_keys:
+            attributes["_json_keys"] = np.array(sorted(json_keys), dtype=h5py.string_dtype())
+        elif "_json_keys" in attributes:
+            del attributes["_json_keys"]
+
+    def set_attributes(self, path: str, values: Mapping[str, Any]) -> None:
+        """Set attributes of our own; within :meth:`structure`."""
+        for key, value in values.items():
+            self._file[path].attrs[key] = value
+
+    # -- rows ---------------------------------------------------------------------------------------------------
+
+    def open_dataset(self, path: str) -> h5d.DatasetID:
+        """Open a dataset by its path. Only variable-length ones have a chunk cache: all else is written directly."""
+        access = h5p.create(h5p.DATASET_ACCESS)
+        if not self._is_variable(path):
+            access.set_chunk_cache(0, 0, 1.0)
+        return h5d.open(self._file.id, path.encode(), access)
+
+    def _is_variable(self, path: str) -> bool:
+        return h5py.check_vlen_dtype(self._file[path].dtype) is not None or (
+            h5py.check_string_dtype(self._file[path].dtype) is not None
+            and h5py.check_string_dtype(self._file[path].dtype).length is None
+        )
+
+    def flush(self) -> None:
+        """Publish to readers what was written; libhdf5 does not fsync."""
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Wait until the disk has what was flushed; touches no HDF5, so another thread may call it."""
+        os.fdatasync(self._sync_fd)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return os.fstat(self._sync_fd).st_size
+
+    # -- end ----------------------------------------------------------------------------------------------------
+
+    def finish(self, state: str, accounting: str, rows: Mapping[str, int]) -> None:
+        """Stamp the end into the file, close it, and wait until the disk has it.
+
+        Parameters
+        ----------
+        state
+            ``"complete"``, ``"partial"`` or ``"aborted"``.
+        accounting
+            JSON text kept as ``_shmstore/@accounting``.
+        rows
+            Rows by the instrument's link.
+        """
+        self._reopen()
+        self._file.attrs["state"] = state
+        self._file["_shmstore"].attrs["accounting"] = accounting
+        for link, count in rows.items():
+            self._file[link].attrs["num_rows"] = np.uint64(count)
+        self._file.close()
+        os.fsync(self._sync_fd)
+        os.close(self._sync_fd)
+
+    def close(self) -> None:
+        """Close without stamping anything: for the way out after a failure."""
+        self._file.close()
+        os.close(self._sync_fd)
+
+    def _reopen(self) -> None:
+        self._file.close()
+        self._file = h5py.File(self.path, "r+", libver=_LIBVER)
+        self.generation += 1
+
+    def _start_swmr(self) -> None:
+        self._file.swmr_mode = True
+        self.generation += 1
+        cache = self._file.id.get_mdc_config()
+        cache.evictions_enabled = False
+        cache.incr_mode = cache.decr_mode = cache.flash_incr_mode = 0
+        self._file.id.set_mdc_config(cache)
+
+
+def metadata_attribute(value: Any) -> Any:
+    """Return what HDF5 can keep of a metadata value as it is; ``None`` if it must be kept as JSON."""
+    if isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, int) and -(2**63) <= value < 2**64:
+        return np.int64(value) if value < 2**63 else np.uint64(value)
+    if isinstance(value, float):
+        return value
+    if isinstance(value, list) and value:
+        kinds = {type(item) for item in value}
+        if kinds == {str}:
+            return np.array(value, dtype=h5py.string_dtype())
+        if kinds == {float} or kinds == {bool} or (kinds == {int} and all(-(2**63) <= item < 2**63 for item in value)):
+            return np.array(value)
+    return None
+
+
+def check_metadata(key: str, value: Any) -> None:
+    """Refuse a key or value that an HDF5 attribute cannot hold.
+
+    Raises
+    ------
+    InvalidValueError
+        The key is empty, ours, or holds a NUL; the value does too, or is too large.
+    """
+    if not key or "\0" in key or key == "_json_keys" or len(key.encode("utf-8", "replace")) > 1024:
+        raise InvalidValueError(f"metadata key {key[:40]!r} cannot be used: take 1 to 1024 bytes without NUL")
+    text = json.dumps(value, ensure_ascii=False)
+    if len(text) > _METADATA_LIMIT_BYTES:
+        raise InvalidValueError(f"metadata {key!r} has {len(text)} bytes: keep it below {_METADATA_LIMIT_BYTES}")
+    if "\\u0000" in text:
+        raise InvalidValueError(f"metadata {key!r} holds a NUL character, which HDF5 strings cannot: remove it")
+
+
+def _h5py_dtype(stream: Stream) -> Any:
+    if stream.dtype == "utf8":
+        return h5py.string_dtype()
+    if stream.dtype == "bytes":
+        return h5py.vlen_dtype(np.uint8)
+    if stream.dtype.startswith("utf8:"):
+        return h5py.string_dtype("utf-8", stream.numpy_dtype.itemsize)
+    return stream.numpy_dtype
+
+
+def _filters(codec: Codec, itemsize: int, chunk_bytes: int) -> Sequence[Filter]:
+    """Return the filter pipeline of a dataset with that codec."""
+    if codec.name not in _HDF5PLUGIN:
+        return codec.filters(itemsize, chunk_bytes)
+    class_ = getattr(hdf5plugin, _HDF5PLUGIN[codec.name])
+    made = class_(codec.level) if codec.level is not None else class_()
+    return (Filter(made.filter_id, tuple(made.filter_options)),)

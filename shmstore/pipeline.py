@@ -1,0 +1,127 @@
+"""The codec pipeline: chunks go to N codec threads and come back in order, through a bounded window.
+
+Whoever submits is the one thread that writes HDF5. A full window makes it wait for the oldest chunk, write that, and go
+on: so memory is bounded and order is kept, with no queue in between. Codec threads only ever see bytes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shmstore.dataset import Dataset
+
+Chunk = npt.NDArray[np.uint8]
+Encode = Callable[[Chunk], tuple[Any, int]]
+
+
+@dataclass(slots=True)
+class _Job:
+    dataset: Dataset
+    index: int
+    items: int
+    chunk: Chunk
+    as_it_is: bool
+    encoded: Future[tuple[Any, int]] | None
+
+
+class CodecPipeline:
+    """Encodes chunks on threads and writes them in the order of submission.
+
+    Parameters
+    ----------
+    threads
+        Codec threads.
+    window_bytes
+        Unencoded bytes that may be under way; one chunk always may.
+    ready
+        Called from a codec thread whenever a chunk is encoded.
+
+    Attributes
+    ----------
+    submitted, written : int
+        Chunks taken in, and chunks written, since the start. A chunk's ticket is ``submitted`` after its submission;
+        it is in the file once ``written`` has reached that.
+    """
+
+    def __init__(self, threads: int, window_bytes: int, ready: Callable[[], None]) -> None:
+        self.submitted = 0
+        self.written = 0
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shmstore-codec")
+        self._window_bytes = window_bytes
+        self._ready = ready
+        self._jobs: deque[_Job] = deque()
+        self._under_way = 0
+
+    def submit(
+        self, dataset: Dataset, index: int, chunk: Chunk, encode: Encode | None, *, as_it_is: bool = False
+    ) -> None:
+        """Take a whole chunk in; may write earlier ones, and waits while the window is full.
+
+        Parameters
+        ----------
+        dataset, index
+            Where it goes.
+        chunk
+            Its bytes; borrowed until it is written.
+        encode
+            Runs on a codec thread; ``None`` leaves the chunk to the filters that HDF5 itself runs, if there are any.
+        as_it_is
+            Store the chunk unfiltered.
+        """
+        while self._jobs and self._under_way + chunk.nbytes > self._window_bytes:
+            self._write_oldest()
+        encoded = None
+        if encode is not None and not as_it_is:
+            encoded = self._pool.submit(encode, chunk)
+            encoded.add_done_callback(lambda _: self._ready())
+        self.submitted += 1
+        self._jobs.append(_Job(dataset, index, (index + 1) * dataset.chunk_items, chunk, as_it_is, encoded))
+        self._under_way += chunk.nbytes
+        self.write_ready()
+
+    def write_ready(self) -> None:
+        """Write what is encoded, up to the first chunk that is not."""
+        while self._jobs and ((encoded := self._jobs[0].encoded) is None or encoded.done()):
+            self._write_oldest()
+
+    def wait_for(self, ticket: int) -> None:
+        """Write everything up to the chunk with that ticket."""
+        while self.written < ticket:
+            self._write_oldest()
+
+    def drain(self) -> None:
+        """Write everything that was submitted."""
+        self.wait_for(self.submitted)
+
+    @property
+    def busy(self) -> bool:
+        """Whether chunks are under way."""
+        return bool(self._jobs)
+
+    def _write_oldest(self) -> None:
+        # The job leaves the queue only once it is written: a failed write can be tried again.
+        job = self._jobs[0]
+        dataset = job.dataset
+        encoded = (job.chunk, dataset.skip_mask) if job.encoded is None else job.encoded.result()
+        if dataset.known_items < job.items:
+            dataset.set_items(job.items)
+        if job.encoded is None and dataset.skip_mask and not job.as_it_is:
+            dataset.filter_chunk(job.index, job.chunk)
+        else:
+            dataset.write_chunk(job.index, *encoded)
+        self._jobs.popleft()
+        self._under_way -= job.chunk.nbytes
+        dataset.chunks_written += 1
+        self.written += 1
+
+    def close(self) -> None:
+        """Stop the threads; chunks not yet written are forgotten."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._jobs.clear()

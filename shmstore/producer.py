@@ -1,0 +1,489 @@
+"""The producer: puts batches into its own ring, and waits for nothing but space in it.
+
+A producer is picklable: it travels by name, and the process that first uses it becomes its only user. The kernel holds
+that place, so a producer that dies gives it up.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from shmstore.batch import BatchWriter, PlainLayout, batches_of
+from shmstore.config import ResolvedInstrument
+from shmstore.control import ControlConnection, raise_error
+from shmstore.descriptor import Descriptor
+from shmstore.encoding import check
+from shmstore.errors import BatchTooLargeError, BrokenError, ClosedError, RingFullError, SchemaMismatchError, ShmStoreError
+from shmstore.layout import Layout, plan
+from shmstore.queue import DescriptorQueue
+from shmstore.ring import SLOT_HEADER_BYTES, Kind, Life, Ring
+from shmstore.schema import first_difference
+from shmstore.segment import align
+from shmstore.session import Session, State
+from shmstore.stats import ProducerStats
+
+#: Longest time between two looks at whether the recording still lives, while waiting for space.
+_LOOK_S = 0.1
+#: How long the writer may take to say, at the end of a recording, which slots it took.
+_LAST_WORD_S = 30.0
+#: A put is cut so that at least this many slots fit the ring: the writer empties one while the next is filled.
+_SLOTS_PER_RING = 4
+
+
+class _Attachment(NamedTuple):
+    """What a producer holds in the process that uses it."""
+
+    pid: int
+    session: Session
+    ring: Ring
+    queue: DescriptorQueue
+
+
+class _Declared(NamedTuple):
+    """What a producer knows of its schema once the writer has taken it."""
+
+    schema: pa.Schema
+    schema_id: int
+    layout: Layout
+    writer: BatchWriter
+    checked: tuple[int, ...]  # columns whose values have to be looked at before they are accepted
+
+
+class Producer:
+    """Puts the batches of one instrument into shared memory. Made by ``storage.producer()``.
+
+    Not thread-safe beyond what a lock gives: concurrent calls take turns. Picklable as long as this process has not
+    used it.
+
+    Attributes
+    ----------
+    instrument_id : str
+        What it feeds.
+    """
+
+    def __init__(self, folder: Path, number: int, config: ResolvedInstrument, schema: pa.Schema | None, schema_id: int) -> None:
+        self.instrument_id = config.instrument_id
+        self._folder = folder
+        self._number = number
+        self._config = config
+        self._given = (schema, schema_id)
+        self._declared: _Declared | None = None
+        self._attachment: _Attachment | None = None
+        self._plain: PlainLayout | None = None
+        self._loaned = False
+        self._ended: Life | None = None
+        self._waits = self._wait_ns = 0
+        self._lock = threading.RLock()
+
+    @property
+    def schema(self) -> pa.Schema | None:
+        """The schema of every batch; ``None`` until the first batch, if none was given."""
+        return self._declared.schema if self._declared else self._given[0]
+
+    # -- putting ------------------------------------------------------------------------------------------------
+
+    def put(self, batch: Any, timeout: float | None = None) -> int | None:
+        """Copy a batch into the ring; it is recorded whatever happens to this process afterwards.
+
+        Parameters
+        ----------
+        batch
+            A ``RecordBatch``, ``Table``, anything with ``__arrow_c_array__`` or ``__arrow_c_stream__``, or a serialized
+            Arrow IPC stream. Not kept: the caller may change or free it at once. What does not fit the ring as a
+            whole is cut into slices of rows.
+        timeout
+            Longest wait for space in seconds, under the policy ``block``; by default ``put_timeout_s``.
+
+        Returns
+        -------
+        int or None
+            Sequence number of the (last) slot; ``None`` if the policy ``drop_newest`` dropped rows.
+
+        Raises
+        ------
+        SchemaMismatchError
+            The batch has another schema; the message shows the first difference.
+        InvalidValueError
+            A value does not fit its column.
+        BatchTooLargeError
+            A single row is larger than the ring.
+        RingFullError
+            No space: at once (``raise``) or within the timeout (``block``). Slices already sealed stay.
+        ClosedError
+            The producer or the recording was closed.
+        BrokenError
+            The writer failed.
+        """
+        with self._lock:
+            sequence: int | None = -1
+            try:
+                for part in batches_of(batch):
+                    sequence = self._put_batch(part, timeout)
+            except (TypeError, ValueError) as error:
+                if not isinstance(error, ShmStoreError):
+                    raise type(error)(f"{self.instrument_id!r}: {error}") from None
+                raise
+            return sequence
+
+    def _put_batch(self, batch: pa.RecordBatch, timeout: float | None) -> int | None:
+        ring = self._attach().ring
+        self._check_alive()
+        if self._loaned:
+            raise ShmStoreError(f"a loan of {self.instrument_id!r} is open: leave its block before put()")
+        try:
+            declared = self._check_batch(batch)
+            sizes = list(self._cut(batch, declared, ring))
+        except ShmStoreError:
+            ring.count_rejected(batch.num_rows)
+            raise
+        sequence: int | None = -1
+        left = batch.num_rows
+        for part, size in sizes:
+            body = self._room(size, left, timeout)
+            if body is None:
+                return None
+            skip = declared.writer.write(part, body)
+            body.release()
+            left -= part.num_rows
+            sequence = self._seal(Kind.IPC, size, part.num_rows, declared.schema_id, skip)
+        return sequence
+
+    def _check_batch(self, batch: pa.RecordBatch) -> _Declared:
+        declared = self._declared or self._declare(batch.schema)
+        if batch.schema is not declared.schema and not batch.schema.equals(declared.schema):
+            difference = first_difference(declared.schema, batch.schema)
+            if difference:
+                raise SchemaMismatchError(
+                    f"a batch for {self.instrument_id!r} has another schema: {difference}; cast it, or use another instrument id"
+                )
+        for index in declared.checked:
+            check(declared.layout.columns[index], batch.column(index))
+        return declared
+
+    def _cut(self, batch: pa.RecordBatch, declared: _Declared, ring: Ring) -> list[tuple[pa.RecordBatch, int]]:
+        """Cut a batch into slices that the ring takes easily; each with the bytes that it needs."""
+        size = declared.writer.size(batch)
+        easy = ring.capacity // _SLOTS_PER_RING - SLOT_HEADER_BYTES
+        if size <= easy:
+            return [(batch, size)]
+        if batch.num_rows <= 1:
+            if size > ring.largest_body:
+                raise BatchTooLargeError(
+                    f"one row of {self.instrument_id!r} has {size} bytes, more than its ring of {ring.capacity} takes: set "
+                    f"ring_bytes to at least {_SLOTS_PER_RING * align(size)}"
+                )
+            return [(batch, size)]
+        parts = min(batch.num_rows, -(-size // easy))
+        step = -(-batch.num_rows // parts)
+        slices = [batch.slice(start, step) for start in range(0, batch.num_rows, step)]
+        return [cut for part in slices for cut in self._cut(part, declared, ring)]
+
+    # -- loans --------------------------------------------------------------------------------------------------
+
+    def loan(self, rows: int, timeout: float | None = None) -> Loan:
+        """Lend the ring's own memory for ``rows`` rows, to be filled in place: no copy at all.
+
+        Use it as a context manager: leaving the block seals it, an exception in the block gives the space back unseen. The
+        arrays are valid within the block only.
+
+        Parameters
+        ----------
+        rows
+            Number of rows; the same number must be filled.
+        timeout
+            As for :meth:`put`.
+
+        Raises
+        ------
+        UnsupportedTypeError
+            A column has no fixed width.
+        RingFullError
+            As for :meth:`put`; under ``drop_newest`` too, since there is nothing to drop yet.
+        BatchTooLargeError
+            So many rows do not fit the ring.
+        """
+        with self._lock:
+            self._attach()
+            self._check_alive()
+            if self._loaned:
+                raise ShmStoreError(f"a loan of {self.instrument_id!r} is open: leave its block before the next")
+            if rows < 0:
+                raise ValueError(f"{self.instrument_id!r}: a loan has 0 rows or more, not {rows}")
+            declared = self._declared or self._declare(self._given[0])
+            self._plain = self._plain or PlainLayout(declared.layout)
+            size = self._plain.size(rows)
+            body = self._room(size, rows, timeout, may_drop=False)
+            if body is None:
+                raise RingFullError(f"the ring of {self.instrument_id!r} is full")
+            self._loaned = True
+            return Loan(self, body, self._plain, rows)
+
+    def _return_loan(self, body: memoryview, rows: int, *, seal: bool) -> int | None:
+        with self._lock:
+            self._loaned = False
+            if not seal:
+                return None
+            declared = self._declared
+            if declared is None:
+                raise ClosedError(f"the producer of {self.instrument_id!r} was closed while a loan was open: its rows are gone")
+            return self._seal(Kind.PLAIN, len(body), rows, declared.schema_id, 0)
+
+    # -- the ring -----------------------------------------------------------------------------------------------
+
+    def _room(self, size: int, rows: int, timeout: float | None, *, may_drop: bool = True) -> memoryview | None:
+        """Reserve a body, waiting as the policy says; ``None``: the rows were dropped by policy."""
+        _, _, ring, queue = self._attach()
+        body = ring.reserve(size)
+        if body is not None:
+            return body
+        policy = self._config.on_full
+        if policy == "drop_newest" and may_drop:
+            ring.count_dropped(rows)
+            return None
+        wait_s = (self._config.put_timeout_s if timeout is None else timeout) if policy == "block" else 0.0
+        deadline = None if wait_s is None else time.monotonic() + wait_s
+        began = time.monotonic_ns()
+        self._waits += 1
+        try:
+            while True:
+                ring.set_waiting(True)
+                body = ring.reserve(size)  # once more: the writer may have released before it saw that we wait
+                if body is not None:
+                    return body
+                left = _LOOK_S if deadline is None else min(_LOOK_S, deadline - time.monotonic())
+                if left <= 0:
+                    ring.count_rejected(rows)
+                    raise RingFullError(
+                        f"the ring of {self.instrument_id!r} stayed full for {wait_s} s ({ring.used} of {ring.capacity} bytes): "
+                        "enlarge ring_bytes, use a faster codec, or choose on_full='drop_newest'"
+                    )
+                if not queue.wait_for_space(left):
+                    self._check_alive(rows)
+        finally:
+            ring.set_waiting(False)
+            self._wait_ns += time.monotonic_ns() - began
+
+    def _seal(self, kind: Kind, size: int, rows: int, schema_id: int, skip: int) -> int:
+        _, session, ring, queue = self._attach()
+        position = ring.position
+        sequence = ring.seal(kind, size, rows, schema_id, skip)
+        queue.ring(Descriptor(ring.number, sequence, position, size, schema_id, rows))
+        # Sealed first, looked second: a recording that ends meanwhile either took the slot or says that it did not.
+        if not session.recording:
+            self._await_last_word(sequence, rows)
+        return sequence
+
+    def _await_last_word(self, sequence: int, rows: int) -> None:
+        _, session, ring, queue = self._attach()
+        deadline = time.monotonic() + _LAST_WORD_S
+        while (taken := ring.taken_at_end()) is None and session.state == State.CLOSING:
+            if time.monotonic() > deadline:
+                raise BrokenError(f"the writer does not say whether it took batch {sequence} of {self.instrument_id!r}")
+            queue.wait_for_space(0.01)
+        if taken is not None and sequence < taken:
+            return
+        ring.count_rejected(rows)
+        self._raise_end()
+
+    def _check_alive(self, rejected_rows: int = 0) -> None:
+        if self._ended is not None:
+            raise ClosedError(f"this producer of {self.instrument_id!r} was closed: make a new one with storage.producer()")
+        attachment = self._attach()
+        if attachment.session.recording:
+            # The owner's own process cannot ask the kernel about itself; it need not, either.
+            if not rejected_rows or attachment.session.owner_pid == os.getpid() or attachment.session.owner_lives:
+                return
+        attachment.ring.count_rejected(rejected_rows)
+        self._raise_end()
+
+    def _raise_end(self) -> None:
+        session = self._attach().session
+        if session.state == State.BROKEN:
+            raise_error(*session.failure())
+        raise ClosedError(f"the recording that {self.instrument_id!r} belongs to has ended: these rows were not taken")
+
+    # -- attaching ----------------------------------------------------------------------------------------------
+
+    def _attach(self) -> _Attachment:
+        """Map ring and queue in this process, and become the ring's only user."""
+        attachment = self._attachment
+        if attachment is not None and attachment.pid == os.getpid():
+            return attachment
+        if self._ended is not None:
+            raise ClosedError(f"this producer of {self.instrument_id!r} was closed: make a new one with storage.producer()")
+        # After a fork the inherited maps belong to the parent's place: leave them alone and open anew.
+        session = Session.attach(self._folder)
+        ring = Ring.attach(session.ring_path(self._number))
+        if not ring.claim(os.getpid()):
+            pid = ring.producer_pid
+            ring.close()
+            session.close()
+            raise ShmStoreError(
+                f"this producer of {self.instrument_id!r} is in use by process {pid}: each process needs its own, from "
+                "storage.producer()"
+            )
+        self._attachment = _Attachment(os.getpid(), session, ring, DescriptorQueue.attach(session.queue_path(self._number)))
+        self._lock = threading.RLock() if attachment is not None else self._lock
+        if self._declared is None and self._given[0] is not None:
+            self._declared = self._describe(*self._given)
+        return self._attachment
+
+    def _declare(self, schema: pa.Schema | None) -> _Declared:
+        """Tell the writer the schema of what comes; once."""
+        if schema is None:
+            raise ShmStoreError(
+                f"{self.instrument_id!r} has no schema yet: give one to storage.producer(), or put() a batch before loan()"
+            )
+        connection = ControlConnection(self._attach().session.control_path)
+        try:
+            serialized = base64.b64encode(schema.serialize()).decode()
+            reply = connection.request("declare", ring=self._number, schema=serialized)
+        finally:
+            connection.close()
+        self._given = (schema, int(reply["schema_id"]))
+        self._declared = self._describe(*self._given)
+        return self._declared
+
+    def _describe(self, schema: pa.Schema, schema_id: int) -> _Declared:
+        layout = plan(schema, lambda name: self._config.column(name).strings)
+        checked = tuple(column.index for column in layout.columns if column.encoding not in ("plain", "bool", "packed"))
+        return _Declared(schema, schema_id, layout, BatchWriter(schema), checked)
+
+    # -- counts and the end -------------------------------------------------------------------------------------
+
+    def stats(self) -> ProducerStats:
+        """Return this producer's counts; reads shared memory only."""
+        with self._lock:
+            ring = self._attach().ring
+            return ProducerStats(
+                instrument_id=self.instrument_id,
+                accepted=ring.sealed_rows + ring.dropped_rows + ring.rejected_rows,
+                dropped=ring.dropped_rows,
+                rejected=ring.rejected_rows,
+                sealed=ring.sealed_rows,
+                batches=ring.sealed_slots,
+                sealed_bytes=ring.sealed_bytes,
+                waits=self._waits,
+                wait_ns=self._wait_ns,
+                ring_bytes=ring.capacity,
+                ring_bytes_used=ring.used,
+            )
+
+    def close(self) -> None:
+        """Say that nothing more comes. What was put is recorded; this does not wait for it. May be called twice."""
+        self._end(Life.CLOSED)
+
+    def abort(self) -> None:
+        """End without ceremony: an open loan is given back unseen. What was put is recorded all the same."""
+        self._end(Life.ABORTED)
+
+    def _end(self, life: Life) -> None:
+        with self._lock:
+            attachment = self._attachment
+            if self._ended is not None:
+                return
+            if attachment is None or attachment.pid != os.getpid():
+                try:
+                    attachment = self._attach()
+                except ShmStoreError:  # another process uses it, or the recording is over: nothing here to end
+                    self._ended = life
+                    return
+            self._ended = life
+            self._attachment = self._declared = None
+            attachment.ring.end(life)
+            attachment.queue.close()
+            attachment.ring.close()
+            attachment.session.close()
+
+    def __enter__(self) -> Self:
+        """Return the producer itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close, or abort after an exception."""
+        self._end(Life.ABORTED if kind else Life.CLOSED)
+
+    def __reduce__(self) -> tuple[Callable[..., Producer], tuple[Any, ...]]:
+        """Travel by name: the process that unpickles it attaches when it first uses it."""
+        if self._attachment is not None and self._attachment.pid == os.getpid():
+            raise ShmStoreError(
+                f"this producer of {self.instrument_id!r} is in use in this process: send it on before its first put(), or make "
+                "another"
+            )
+        schema, schema_id = self._given
+        return _unpickle, (str(self._folder), self._number, self._config, schema, schema_id)
+
+    def __repr__(self) -> str:
+        state = self._ended.name.lower() if self._ended is not None else "attached" if self._attachment else "not in use yet"
+        return f"<Producer of {self.instrument_id!r}: {state}>"
+
+
+def _unpickle(
+    folder: str, number: int, config: ResolvedInstrument, schema: pa.Schema | None, schema_id: int
+) -> Producer:
+    return Producer(Path(folder), number, config, schema, schema_id)
+
+
+class Loan:
+    """A slot of the ring on loan: numpy arrays over shared memory, one a column. Made by `Producer.loan`.
+
+    Within the ``with`` block, ``loan["column"]`` is a writable array ``(rows, *item_shape)``; what it held before is
+    undefined, so every element must be set. At the end of the block the rows are sealed and the arrays become read-only.
+
+    Attributes
+    ----------
+    rows : int
+        Number of rows.
+    sequence : int or None
+        Sequence number, once sealed.
+    """
+
+    def __init__(self, producer: Producer, body: memoryview, plain: PlainLayout, rows: int) -> None:
+        self.rows = rows
+        self.sequence: int | None = None
+        self._producer = producer
+        self._body: memoryview | None = body
+        self._arrays = {column.name: array for column, array in plain.arrays(body, rows)}
+
+    def __getitem__(self, column: str) -> npt.NDArray[Any]:
+        """Return the array of a column, ``(rows, *item_shape)``, over the ring's own memory."""
+        if self._body is None:
+            raise ClosedError(f"this loan of {self._producer.instrument_id!r} was given back: take a new one")
+        try:
+            return self._arrays[column]
+        except KeyError:
+            raise SchemaMismatchError(
+                f"{self._producer.instrument_id!r} has no column {column!r}: it has {', '.join(map(repr, self._arrays))}"
+            ) from None
+
+    def __setitem__(self, column: str, values: npt.ArrayLike) -> None:
+        """Copy values into a column: ``loan["time"] = clock``."""
+        self[column][...] = np.asarray(values)
+
+    def __enter__(self) -> Self:
+        """Return the loan itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Seal, or give the space back unseen after an exception."""
+        body, self._body = self._body, None
+        if body is None:
+            return
+        for array in self._arrays.values():
+            array.flags.writeable = False  # sealed is immutable, as far as numpy lets us say so
+        self._arrays.clear()
+        self.sequence = self._producer._return_loan(body, self.rows, seal=kind is None)
+
+    def __repr__(self) -> str:
+        return f"<Loan: {self.rows} rows, {'open' if self._body is not None else 'given back'}>"

@@ -1,0 +1,403 @@
+"""The ring: variable-size slots in a shared-memory byte ring, one producer, one consumer.
+
+A slot lives as in Plasma: *create* (a loan) → *seal* → *borrow* → *release*. Unsealed is invisible, sealed is
+immutable. Slots are allocated and released in order, each contiguous (a pad slot fills the end of the lap), and 64-byte
+aligned. The slot header is the truth: the consumer finds sealed slots by walking the ring, and needs no descriptor.
+
+The ring moves bytes. It knows neither Arrow nor HDF5 nor how the consumer is woken.
+
+Shared-memory layout, little-endian, all words 8 bytes, each written by one side only::
+
+    0      magic, layout version, capacity, ring number          (written once)
+    1024   producer words   see ``_P_*``
+    2048   consumer words   see ``_C_*``
+    4096   slots: 64-byte header, then the body, padded to 64
+
+Positions are absolute byte counts since the ring was made and never wrap; ``position % capacity`` is the place. A
+position is therefore also a generation: a header left by an earlier lap carries another one and cannot be mistaken.
+
+Python gives no memory fences. On x86-64 stores become visible in program order, which is what sealing needs; on
+weaker machines the header's CRC and the system call that rings the bell stand in for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import struct
+import zlib
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from shmstore.errors import BatchTooLargeError, BrokenError
+from shmstore.segment import ALIGNMENT, Segment, align
+
+HEADER_BYTES = 4096
+SLOT_HEADER_BYTES = 64
+
+_MAGIC = int.from_bytes(b"SHMRING1", "little")
+_VERSION = 1
+_IDENTITY = struct.Struct("<QQQQ")
+_PRODUCER_OFFSET, _CONSUMER_OFFSET, _WORDS = 1024, 2048, 16
+#: Producer's words: next position, life (see `Life`), and counts.
+_P_HEAD, _P_LIFE, _P_SEQUENCE, _P_SEALED_ROWS, _P_WAITING = 0, 1, 2, 3, 4
+_P_DROPPED_ROWS, _P_REJECTED_ROWS, _P_SEALED_BYTES, _P_PID = 5, 6, 7, 8
+#: Consumer's words: released up to (position), the first sequence number that will not be taken any more (plus 1; 0
+#: while recording), and the highest use seen.
+_C_TAIL, _C_FINAL, _C_HIGH_WATER = 0, 1, 2
+
+_HEADER = struct.Struct("<IHHQQQQIII")  # magic, kind, -, position, sequence, length, row start, rows, schema id, skip
+_CRC_AT = _HEADER.size
+_CRC = struct.Struct("<I")
+_SLOT_MAGIC = 0x544F_4C53  # "SLOT"
+_SEAL = 0x5EA1_ED00_0000_0001
+_PRODUCER_LOCK = 0
+
+
+class Kind(enum.IntEnum):
+    """What a slot's body holds; `shmstore.batch` gives all but PAD their meaning."""
+
+    PAD = 0
+    IPC = 1
+    PLAIN = 2
+
+
+class Life(enum.IntEnum):
+    """Where the producer of a ring stands."""
+
+    CREATED = 0
+    ATTACHED = 1
+    CLOSED = 2
+    ABORTED = 3
+
+
+class Slot(NamedTuple):
+    """A sealed slot, borrowed from the ring until :meth:`Ring.release`.
+
+    Attributes
+    ----------
+    position, end : int
+        Where its header starts, and where the next slot's does.
+    sequence : int
+        Number of the slot in its ring, from 0.
+    kind : Kind
+        What the body holds.
+    row_start, rows : int
+        Rows sealed in this ring before it; rows in it.
+    schema_id : int
+        Number of the schema that the body follows.
+    skip : int
+        Where in the body the record batch begins.
+    body : memoryview
+        The bytes, over the ring itself; read-only.
+    """
+
+    position: int
+    end: int
+    sequence: int
+    kind: Kind
+    row_start: int
+    rows: int
+    schema_id: int
+    skip: int
+    body: memoryview
+
+
+class Ring:
+    """A byte ring in its own segment. One process produces (reserve, seal), one consumes (borrow, release).
+
+    Parameters
+    ----------
+    segment
+        The shared memory; owned by the ring from here on.
+
+    Attributes
+    ----------
+    capacity : int
+        Bytes for slots.
+    number : int
+        The ring's number within its session.
+    """
+
+    def __init__(self, segment: Segment) -> None:
+        if segment.size < HEADER_BYTES + SLOT_HEADER_BYTES:
+            raise BrokenError(f"{segment.path} is no ring: it has only {segment.size} bytes")
+        magic, version, capacity, number = _IDENTITY.unpack_from(segment.view)
+        if magic != _MAGIC or version != _VERSION:
+            raise BrokenError(f"{segment.path} is no ring of this version of shmstore: end the recording that made it")
+        if capacity != segment.size - HEADER_BYTES or capacity % ALIGNMENT:
+            raise BrokenError(f"{segment.path} is damaged: it claims {capacity} bytes of {segment.size}")
+        self.segment = segment
+        self.capacity = capacity
+        self.number = number
+        self._slots = segment.view[HEADER_BYTES:]
+        self._words = self._slots.cast("Q")
+        self._producer = segment.words(_PRODUCER_OFFSET, _WORDS)
+        self._consumer = segment.words(_CONSUMER_OFFSET, _WORDS)
+        self._cursor: int = self._consumer[_C_TAIL]
+        self._borrowed = 0
+
+    @classmethod
+    def create(cls, path: Path, capacity: int, number: int) -> Self:
+        """Make a ring of at least ``capacity`` bytes for slots, reserved and pre-faulted."""
+        capacity = align(max(capacity, 4 * SLOT_HEADER_BYTES))
+        segment = Segment.create(path, HEADER_BYTES + capacity)
+        _IDENTITY.pack_into(segment.view, 0, _MAGIC, _VERSION, capacity, number)
+        return cls(segment)
+
+    @classmethod
+    def attach(cls, path: Path) -> Self:
+        """Map an existing ring."""
+        return cls(Segment.attach(path))
+
+    # -- the producer's side ------------------------------------------------------------------------------------
+
+    def claim(self, pid: int) -> bool:
+        """Become the ring's only producer; ``False`` if another living process is. The kernel ends it at death."""
+        if not self.segment.try_lock(_PRODUCER_LOCK):
+            return False
+        self._producer[_P_PID] = pid
+        if self._producer[_P_LIFE] == Life.CREATED:
+            self._producer[_P_LIFE] = Life.ATTACHED
+        return True
+
+    @property
+    def largest_body(self) -> int:
+        """Bytes of the largest body that the ring can ever hold."""
+        return self.capacity - SLOT_HEADER_BYTES
+
+    @property
+    def position(self) -> int:
+        """Where the next slot's header will stand, or stands once reserved."""
+        position: int = self._producer[_P_HEAD]
+        return position
+
+    def reserve(self, length: int) -> memoryview | None:
+        """Find room for a body of ``length`` bytes; nothing is visible until :meth:`seal`.
+
+        Returns
+        -------
+        memoryview or None
+            The writable body, borrowed until sealed or forgotten; ``None`` while the ring is too full.
+
+        Raises
+        ------
+        BatchTooLargeError
+            The ring could not hold it even when empty.
+        """
+        need = SLOT_HEADER_BYTES + align(length)
+        if need > self.capacity:
+            raise BatchTooLargeError(
+                f"{length} bytes do not fit a ring of {self.capacity}: set ring_bytes to at least {need + HEADER_BYTES}"
+            )
+        head: int = self._producer[_P_HEAD]
+        used = head - self._consumer[_C_TAIL]
+        if not 0 <= used <= self.capacity:
+            raise BrokenError(f"ring {self.number} is damaged: it claims {used} of {self.capacity} bytes in use")
+        place = head % self.capacity
+        room_to_end = self.capacity - place
+        if need > room_to_end:
+            if used + room_to_end > self.capacity:
+                return None
+            # The lap's end is filled first and on its own, so that it can be released while the producer waits.
+            self._write_header(place, Kind.PAD, head, 0, room_to_end - SLOT_HEADER_BYTES, 0, 0, 0, 0)
+            head += room_to_end
+            used += room_to_end
+            place = 0
+            self._producer[_P_HEAD] = head
+        if used + need > self.capacity:
+            return None
+        start = place + SLOT_HEADER_BYTES
+        return self._slots[start : start + length]
+
+    def seal(self, kind: Kind, length: int, rows: int, schema_id: int, skip: int = 0) -> int:
+        """Make the slot reserved last visible to the consumer; ``length`` may be less than what was reserved.
+
+        Returns
+        -------
+        int
+            Its sequence number. Never reads the body, so the cost does not depend on its length.
+        """
+        words = self._producer
+        head: int = words[_P_HEAD]
+        sequence: int = words[_P_SEQUENCE]
+        row_start: int = words[_P_SEALED_ROWS]
+        self._write_header(head % self.capacity, kind, head, sequence, length, row_start, rows, schema_id, skip)
+        words[_P_SEQUENCE] = sequence + 1
+        words[_P_SEALED_ROWS] = row_start + rows
+        words[_P_SEALED_BYTES] += length
+        words[_P_HEAD] = head + SLOT_HEADER_BYTES + align(length)
+        return sequence
+
+    def _write_header(
+        self, place: int, kind: int, head: int, sequence: int, length: int, row_start: int, rows: int, schema: int, skip: int
+    ) -> None:
+        header = _HEADER.pack(_SLOT_MAGIC, kind, 0, head, sequence, length, row_start, rows, schema, skip)
+        self._slots[place : place + _CRC_AT] = header
+        _CRC.pack_into(self._slots, place + _CRC_AT, zlib.crc32(header))
+        self._words[place // 8 + 7] = head ^ _SEAL  # last: from here on the slot is sealed
+
+    def count_dropped(self, rows: int) -> None:
+        """Count rows that the policy ``drop_newest`` threw away."""
+        self._producer[_P_DROPPED_ROWS] += rows
+
+    def count_rejected(self, rows: int) -> None:
+        """Count rows that were refused with an error."""
+        self._producer[_P_REJECTED_ROWS] += rows
+
+    def set_waiting(self, waiting: bool) -> None:
+        """Tell the consumer whether it should say when space comes free."""
+        self._producer[_P_WAITING] = int(waiting)
+
+    def end(self, life: Life) -> None:
+        """Tell the consumer that nothing more comes, and give the place of the producer back."""
+        self._producer[_P_LIFE] = life
+        self.segment.unlock(_PRODUCER_LOCK)
+
+    def taken_at_end(self) -> int | None:
+        """Number of slots that were taken when the recording ended; ``None`` while it goes on."""
+        final: int = self._consumer[_C_FINAL]
+        return final - 1 if final else None
+
+    # -- both sides ---------------------------------------------------------------------------------------------
+
+    @property
+    def used(self) -> int:
+        """Bytes between the oldest slot not released and the newest."""
+        used: int = self._producer[_P_HEAD] - self._consumer[_C_TAIL]
+        return used
+
+    @property
+    def life(self) -> Life:
+        """Where the producer stands, by its own word."""
+        word: int = self._producer[_P_LIFE]
+        if word > Life.ABORTED:
+            raise BrokenError(f"ring {self.number} is damaged: its producer's state reads {word}")
+        return Life(word)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the producer waits for space."""
+        return bool(self._producer[_P_WAITING])
+
+    @property
+    def producer_pid(self) -> int:
+        """Process that produces, 0 before the first."""
+        pid: int = self._producer[_P_PID]
+        return pid
+
+    @property
+    def producer_lives(self) -> bool:
+        """Whether a living process holds the place of the producer; asked of the kernel, by the consumer."""
+        return self.segment.is_locked(_PRODUCER_LOCK)
+
+    @property
+    def sealed_slots(self) -> int:
+        """Slots sealed so far, by the producer's word."""
+        count: int = self._producer[_P_SEQUENCE]
+        return count
+
+    @property
+    def sealed_rows(self) -> int:
+        """Rows sealed so far."""
+        rows: int = self._producer[_P_SEALED_ROWS]
+        return rows
+
+    @property
+    def sealed_bytes(self) -> int:
+        """Bytes of the bodies sealed so far."""
+        size: int = self._producer[_P_SEALED_BYTES]
+        return size
+
+    @property
+    def dropped_rows(self) -> int:
+        """Rows dropped by policy so far."""
+        rows: int = self._producer[_P_DROPPED_ROWS]
+        return rows
+
+    @property
+    def rejected_rows(self) -> int:
+        """Rows refused so far."""
+        rows: int = self._producer[_P_REJECTED_ROWS]
+        return rows
+
+    @property
+    def high_water(self) -> int:
+        """Highest use in bytes that the consumer saw."""
+        high: int = self._consumer[_C_HIGH_WATER]
+        return high
+
+    # -- the consumer's side ------------------------------------------------------------------------------------
+
+    def borrow(self) -> Slot | None:
+        """Take the next sealed slot, in order; ``None`` when there is none yet.
+
+        The body stays valid until :meth:`release` has passed its end.
+
+        Raises
+        ------
+        BrokenError
+            The next header carries its seal but does not hold together: the ring is damaged from here on.
+        """
+        while True:
+            position = self._cursor
+            place = position % self.capacity
+            if self._words[place // 8 + 7] != position ^ _SEAL:
+                return None
+            header = bytes(self._slots[place : place + _CRC_AT])
+            (crc,) = _CRC.unpack_from(self._slots, place + _CRC_AT)
+            magic, kind, _, where, sequence, length, row_start, rows, schema_id, skip = _HEADER.unpack(header)
+            end = position + SLOT_HEADER_BYTES + align(length)
+            if (
+                crc != zlib.crc32(header)
+                or magic != _SLOT_MAGIC
+                or where != position
+                or kind > Kind.PLAIN
+                or place + (end - position) > self.capacity
+                or skip > length
+            ):
+                raise BrokenError(f"ring {self.number} is damaged at position {position}: its header does not hold together")
+            self._cursor = end
+            if kind == Kind.PAD:
+                if not self._borrowed:
+                    self._consumer[_C_TAIL] = end
+                continue
+            used = end - self._consumer[_C_TAIL]
+            if used > self._consumer[_C_HIGH_WATER]:
+                self._consumer[_C_HIGH_WATER] = used
+            self._borrowed += 1
+            start = place + SLOT_HEADER_BYTES
+            body = self._slots[start : start + length].toreadonly()
+            return Slot(position, end, sequence, Kind(kind), row_start, rows, schema_id, skip, body)
+
+    def has_sealed(self) -> bool:
+        """Whether :meth:`borrow` would find a slot (or a pad) now."""
+        position = self._cursor
+        return bool(self._words[(position % self.capacity) // 8 + 7] == position ^ _SEAL)
+
+    def release(self, slot: Slot) -> None:
+        """Give a borrowed slot, and all before it, back to the producer.
+
+        Raises
+        ------
+        BufferError
+            An array over the slot's body is still alive: releasing it would let the producer overwrite it.
+        """
+        slot.body.release()
+        self._borrowed -= 1
+        # A pad that was passed since goes with the last slot before it: the producer may be waiting for that space.
+        self._consumer[_C_TAIL] = slot.end if self._borrowed else self._cursor
+
+    def finish(self, taken: int) -> None:
+        """Publish that exactly ``taken`` slots were taken and no further one will be."""
+        self._consumer[_C_FINAL] = taken + 1
+
+    def close(self) -> None:
+        """Let go of the ring in this process; memory that arrays still look at stays mapped until they go."""
+        for view in (self._words, self._slots, self._producer, self._consumer):
+            with contextlib.suppress(BufferError):
+                view.release()
+        self.segment.close()
+
+    def __repr__(self) -> str:
+        return f"<Ring {self.number}: {self.used} of {self.capacity} bytes used>"

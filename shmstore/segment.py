@@ -1,0 +1,174 @@
+"""Segments: files in shared memory, reserved in full when made, mapped, and removed by their owner.
+
+A segment is bytes; what they mean is the business of the ring, the tails and the session page. Linux only: it needs
+``posix_fallocate`` on tmpfs, ``MAP_POPULATE`` and open-file-description locks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import struct
+from pathlib import Path
+from typing import Self
+
+from shmstore.errors import StorageError, storage_error
+
+#: Everything in a segment starts at a multiple of this: a cache line.
+ALIGNMENT = 64
+
+_POPULATE = getattr(mmap, "MAP_POPULATE", 0)
+# Open-file-description locks (fcntl.h): owned by the open file, so the kernel frees them the moment the last holder is
+# gone, killed or not; the constants are in Python's fcntl only since 3.9 on some builds.
+_F_OFD_GETLK, _F_OFD_SETLK = 36, 37
+_FLOCK = struct.Struct("hhqqi4x")  # l_type, l_whence, l_start, l_len, l_pid
+
+
+class Segment:
+    """One file in shared memory, mapped read-write into this process.
+
+    Made by :meth:`create` (which reserves and pre-faults all of it) or :meth:`attach`. The mapping belongs to this
+    object until :meth:`close`; the file stays until somebody calls :meth:`unlink`.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    size : int
+        Bytes mapped.
+    view : memoryview
+        All of it, writable; slices of it keep the memory mapped.
+    """
+
+    def __init__(self, path: Path, fd: int, size: int) -> None:
+        self.path = path
+        self.size = size
+        self._fd = fd
+        self._map = mmap.mmap(fd, size, flags=mmap.MAP_SHARED | _POPULATE)
+        self.view = memoryview(self._map)
+
+    @classmethod
+    def create(cls, path: Path, size: int) -> Self:
+        """Make a segment of ``size`` bytes of zeros, all of it reserved.
+
+        Raises
+        ------
+        StorageError
+            The file exists, or the filesystem cannot hold it: then nothing is left behind, and the message says how
+            to enlarge shared memory.
+        """
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise storage_error(error, "make a shared-memory segment", path) from None
+        try:
+            # tmpfs lets ftruncate exceed what is left and answers the first touch with SIGBUS; this fails here.
+            os.posix_fallocate(fd, 0, size)
+            return cls(path, fd, size)
+        except OSError as error:
+            os.close(fd)
+            path.unlink()
+            raise storage_error(error, f"reserve {_amount(size)} of shared memory", path, _enlarge(path)) from None
+
+    @classmethod
+    def attach(cls, path: Path) -> Self:
+        """Map an existing segment.
+
+        Raises
+        ------
+        StorageError
+            There is no such segment: its recording has ended.
+        """
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise storage_error(
+                error, "attach a shared-memory segment", path, "its recording has ended, or never began"
+            ) from None
+        try:
+            return cls(path, fd, os.fstat(fd).st_size)
+        except (OSError, ValueError) as error:
+            os.close(fd)
+            code = error.errno if isinstance(error, OSError) else errno.EINVAL
+            raise StorageError(code, f"cannot map the shared-memory segment: {error}", str(path)) from None
+
+    def words(self, offset: int, count: int) -> memoryview:
+        """Return ``count`` 8-byte words from ``offset`` (a multiple of 8) on; each is loaded and stored in one move."""
+        return self.view[offset : offset + 8 * count].cast("Q")
+
+    def try_lock(self, byte: int = 0) -> bool:
+        """Take the lock on one byte of the file, without waiting; it is held until :meth:`close` or death."""
+        return lock_byte(self._fd, byte)
+
+    def is_locked(self, byte: int = 0) -> bool:
+        """Whether another open of the file holds the lock on ``byte``: whether its holder lives."""
+        return byte_is_locked(self._fd, byte)
+
+    def unlock(self, byte: int = 0) -> None:
+        """Give the lock on ``byte`` back."""
+        fcntl.fcntl(self._fd, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0))
+
+    def close(self) -> None:
+        """Unmap. Locks held through this object are freed; the file stays.
+
+        What slices of :attr:`view`, or arrays over them, still look at stays mapped until the last of them goes: to
+        unmap under them would be a crash.
+        """
+        if self._fd < 0:
+            return
+        os.close(self._fd)
+        self._fd = -1
+        with contextlib.suppress(BufferError):
+            self.view.release()
+            self._map.close()
+
+    def unlink(self) -> None:
+        """Remove the file; mappings of it stay valid."""
+        self.path.unlink(missing_ok=True)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._fd < 0 else _amount(self.size)
+        return f"<Segment {self.path.name}: {state}>"
+
+
+def lock_byte(fd: int, byte: int) -> bool:
+    """Take the open-file-description lock on one byte of an open file; ``False`` if another holds it."""
+    try:
+        fcntl.fcntl(fd, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def byte_is_locked(fd: int, byte: int) -> bool:
+    """Whether another open of the file holds the lock on ``byte``."""
+    answer = fcntl.fcntl(fd, _F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
+    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+
+def _amount(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.0f} KiB"
+
+
+def _enlarge(path: Path) -> str:
+    left = os.statvfs(path.parent)
+    return (
+        f"{_amount(left.f_bavail * left.f_frsize)} are left there: use a smaller ring_bytes or fewer producers, or enlarge "
+        f"it (`mount -o remount,size=8G {path.parent.parent}`; in Docker `--shm-size=8g`)"
+    )
+
+
+def align(size: int) -> int:
+    """Round up to the alignment of whatever lies in a segment: a cache line.
+
+    Examples
+    --------
+    >>> align(0), align(1), align(64), align(65)
+    (0, 64, 64, 128)
+    """
+    return (size + ALIGNMENT - 1) & -ALIGNMENT

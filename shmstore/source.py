@@ -1,0 +1,163 @@
+"""A source: one producer's ring as the writer sees it, with the account of what came out of it.
+
+The source takes sealed slots in order, checks that none is missing, and gives their space back once they are safe. It
+knows nothing of Arrow or HDF5.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from shmstore.assembly import Ticket
+from shmstore.errors import BrokenError
+from shmstore.queue import DescriptorQueue
+from shmstore.ring import Life, Ring, Slot
+from shmstore.session import Session
+
+
+@dataclass(slots=True)
+class Account:
+    """Rows of one producer, as the writer counted them."""
+
+    instrument_id: str
+    ring: int
+    taken: int = 0
+    taken_slots: int = 0
+    committed: int = 0
+    committed_slots: int = 0
+    quarantined: int = 0
+    dropped: int = 0
+    rejected: int = 0
+    lost: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the account as it is stamped into the file: ``accepted = committed + dropped + rejected + lost``."""
+        return {
+            "instrument": self.instrument_id,
+            "ring": self.ring,
+            "accepted": self.taken + self.dropped + self.rejected + self.lost,
+            "committed": self.committed,
+            "dropped": self.dropped,
+            "rejected": self.rejected + self.quarantined,
+            "quarantined": self.quarantined,
+            "lost": self.lost,
+            "batches": self.committed_slots,
+        }
+
+
+class Source:
+    """One ring and its queue, on the writer's side.
+
+    Parameters
+    ----------
+    session
+        The recording's session.
+    number
+        The ring's number.
+    instrument_id
+        What it feeds.
+
+    Attributes
+    ----------
+    schemas : dict of int to pyarrow.Schema
+        The schemas its slots may follow, by number.
+    account : Account
+        Its counts.
+    """
+
+    def __init__(self, session: Session, number: int, instrument_id: str) -> None:
+        self.instrument_id = instrument_id
+        self.number = number
+        self.ring = Ring.attach(session.ring_path(number))
+        if self.ring.number != number:
+            self.ring.close()
+            raise BrokenError(f"ring {number} claims to be ring {self.ring.number}")
+        self.queue = DescriptorQueue.attach(session.queue_path(number))
+        self.schemas: dict[int, pa.Schema] = {}
+        self.account = Account(instrument_id, number)
+        self._dropped_by_abort = 0
+        self._held: deque[tuple[Slot, Ticket | None]] = deque()
+
+    def take(self) -> Slot | None:
+        """Borrow the next slot; ``None`` if there is none.
+
+        Raises
+        ------
+        BrokenError
+            The ring is damaged, or a slot is missing.
+        """
+        slot = self.ring.borrow()
+        if slot is None:
+            return None
+        account = self.account
+        if slot.sequence != account.taken_slots or slot.row_start != account.taken:
+            raise BrokenError(
+                f"ring {self.number} of {self.instrument_id!r} skips from batch {account.taken_slots} to {slot.sequence}"
+            )
+        account.taken_slots += 1
+        account.taken += slot.rows
+        return slot
+
+    def hold(self, slot: Slot, ticket: Ticket | None) -> None:
+        """Keep a slot borrowed until its ticket is due; ``None``: it was quarantined and is free at the next release."""
+        self._held.append((slot, ticket))
+
+    def release(self, chunks_written: int) -> int:
+        """Give back, in order, the slots whose rows are safe; returns how many bytes came free."""
+        held = self._held
+        freed = 0
+        while held:
+            slot, ticket = held[0]
+            if ticket is not None:
+                if ticket.chunks is None or ticket.chunks > chunks_written:
+                    break
+                self.account.committed += slot.rows
+            else:
+                self.account.quarantined += slot.rows
+            self.account.committed_slots += 1
+            self.ring.release(slot)
+            held.popleft()
+            freed += slot.end - slot.position
+        if freed and self.ring.waiting:
+            self.queue.announce_space()
+        return freed
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything sealed was taken and given back."""
+        return not self._held and not self.ring.has_sealed()
+
+    @property
+    def ended(self) -> bool:
+        """Whether its producer has ended, by its own word or because it died."""
+        life = self.ring.life
+        return life >= Life.CLOSED or (life == Life.ATTACHED and not self.ring.producer_lives)
+
+    def settle_account(self) -> Account:
+        """Read the producer's own counts and return the account."""
+        account = self.account
+        account.dropped = self.ring.dropped_rows + self._dropped_by_abort
+        account.rejected = self.ring.rejected_rows
+        return account
+
+    def close_account(self, *, aborted: bool) -> None:
+        """Count what was sealed and never taken as lost, or as rejected where the producer lives to be told so.
+
+        An abort throws such rows away on purpose: they count as dropped.
+        """
+        left = max(0, self.ring.sealed_rows - self.account.taken)
+        if aborted:
+            self._dropped_by_abort = left
+        elif not self.ring.producer_lives:
+            self.account.lost = left
+
+    def close(self) -> None:
+        """Let go of the ring and the queue, and remove their names."""
+        self.queue.close()
+        self.queue.unlink()
+        self.ring.segment.unlink()
+        self.ring.close()

@@ -1,0 +1,537 @@
+"""The writer process: one thread that takes slots from rings, has them assembled, and commits them to the file.
+
+The loop takes a fair share from each ring, writes what the codec threads have ready, and commits on a budget of bytes and
+milliseconds: one file flush for all columns, after which the ring space is given back. In between it answers control
+requests. Nothing in it waits for a producer, and every wait has an end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from shmstore.batch import read_ipc
+from shmstore.config import StorageConfig
+from shmstore.control import FrameReader, Message, error_reply, frame
+from shmstore.dataset import RecordingFile
+from shmstore.errors import BrokenError, InvalidValueError, ShmStoreError, StorageError
+from shmstore.instruments import Instrument, Instruments
+from shmstore.pipeline import CodecPipeline
+from shmstore.quarantine import Quarantine
+from shmstore.ring import Kind, Slot
+from shmstore.session import Session, State
+from shmstore.source import Account, Source
+from shmstore.stats import InstrumentStats, StorageStats
+
+log = logging.getLogger("shmstore.writer")
+
+#: What one ring may bring per round, so that all get their turn.
+_ROUND_SLOTS, _ROUND_BYTES = 64, 8 * 2**20
+#: Unencoded bytes under way for each codec thread: enough that none runs dry while the file is written.
+_WINDOW_BYTES_PER_THREAD = 8 * 2**20
+_LONGEST_SLEEP_S = 0.5
+_HOUSEKEEPING_S = 1.0
+
+
+class _Peer(NamedTuple):
+    socket: socket.socket
+    frames: FrameReader
+
+
+class Writer:
+    """The loop and what it owns.
+
+    Parameters
+    ----------
+    session
+        The recording's session.
+    config
+        The recording's configuration.
+    file
+        The file, open.
+    listener
+        The control socket, listening.
+    owner_fd
+        A pidfd of the owner; when it becomes readable, the owner has died.
+    """
+
+    def __init__(
+        self, session: Session, config: StorageConfig, file: RecordingFile, listener: socket.socket, owner_fd: int
+    ) -> None:
+        self._session = session
+        self._config = config
+        self._file = file
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        threads = config.codec_thread_count
+        self._pipeline = CodecPipeline(threads, threads * _WINDOW_BYTES_PER_THREAD, self._wake)
+        self._instruments = Instruments(file, self._pipeline, config, session)
+        self._quarantine = Quarantine(file.path)
+        self._sources: dict[int, Source] = {}
+        self._accounts: list[Account] = []
+        self._listener = listener
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+        self._selector.register(self._wake_fd, selectors.EVENT_READ, self._drain_wake)
+        self._selector.register(owner_fd, selectors.EVENT_READ, self._owner_died)
+        self._sync_pool = ThreadPoolExecutor(1, thread_name_prefix="shmstore-sync")
+        self._sync: Future[None] | None = None
+        self._flush_waiters: list[_Peer] = []
+        self._uncommitted = 0
+        self._last_commit = self._last_publish = self._last_housekeeping = time.monotonic()
+        self._commits = self._flushes = 0
+        self._last_flush: float | None = None
+        self._problems: list[str] = []
+        self._ending = ""
+        self._report: Message = {}
+        self.owner_gone = False
+
+    # -- the loop -----------------------------------------------------------------------------------------------
+
+    def run(self) -> Message:
+        """Record until told to close or abort, or until the owner dies; return the closing report."""
+        while not self._ending:
+            self._turn()
+        return self._finish(self._ending)
+
+    def _turn(self) -> None:
+        took = self._take_round()
+        self._pipeline.write_ready()
+        now = time.monotonic()
+        if self._commit_is_due(now):
+            self._commit()
+        interval = self._config.auto_flush_interval_secs
+        if interval and now - self._last_publish >= interval:
+            self._publish(older_than_s=interval)
+        if now - self._last_housekeeping >= _HOUSEKEEPING_S:
+            self._keep_house(now)
+        self._answer_flushes()
+        self._select(0.0 if took else self._sleep_s())
+
+    def _select(self, timeout_s: float) -> None:
+        if timeout_s and any(source.ring.has_sealed() for source in self._sources.values()):
+            timeout_s = 0.0
+        for key, _ in self._selector.select(timeout_s):
+            key.data()
+
+    def _sleep_s(self) -> float:
+        if self._uncommitted:
+            due = self._last_commit + self._config.commit_interval_ms / 1000
+            return min(_LONGEST_SLEEP_S, max(0.001, due - time.monotonic()))
+        return min(_LONGEST_SLEEP_S, self._config.auto_flush_interval_secs or _LONGEST_SLEEP_S)
+
+    def _take_round(self) -> int:
+        taken = 0
+        for source in list(self._sources.values()):
+            taken += self._take_from(source, _ROUND_SLOTS, _ROUND_BYTES)
+        return taken
+
+    def _take_from(self, source: Source, slots: int, size: int) -> int:
+        taken = 0
+        while taken < slots and size > 0:
+            try:
+                slot = source.take()
+            except BrokenError as error:
+                self._give_up(source, error)
+                break
+            if slot is None:
+                break
+            taken += 1
+            size -= len(slot.body)
+            self._uncommitted += len(slot.body)
+            self._record(source, slot)
+        return taken
+
+    def _record(self, source: Source, slot: Slot) -> None:
+        instrument = self._instruments[source.instrument_id]
+        assembly = instrument.assembly
+        try:
+            schema = source.schemas.get(slot.schema_id)
+            if schema is None or assembly.layout is None:
+                raise BrokenError(f"batch {slot.sequence} of {source.instrument_id!r} follows a schema never declared")
+            if slot.kind == Kind.PLAIN:
+                plain = instrument.plain_layout
+                plain.check(slot.body, slot.rows)
+                ticket = assembly.append_plain(plain.arrays(slot.body, slot.rows), slot.rows)
+            else:
+                ticket = assembly.append(read_ipc(slot.body, slot.skip, schema, slot.rows))
+        except (InvalidValueError, BrokenError) as error:
+            self._keep_aside(source, slot, error)
+            source.hold(slot, None)
+            return
+        source.hold(slot, ticket)
+
+    def _keep_aside(self, source: Source, slot: Slot, reason: ShmStoreError) -> None:
+        """Put a batch that the file cannot take into quarantine, and say so."""
+        schema = source.schemas.get(slot.schema_id)
+        path = None
+        if schema is not None and slot.kind == Kind.IPC:
+            with contextlib.suppress(BrokenError):
+                path = self._quarantine.keep(
+                    source.instrument_id, read_ipc(slot.body, slot.skip, schema, slot.rows)
+                )
+        path = path or self._quarantine.keep_bytes(source.instrument_id, slot.body)
+        self._problem(f"{slot.rows} rows of {source.instrument_id!r} are in {path}, not in the file: {reason}")
+
+    def _give_up(self, source: Source, error: BrokenError) -> None:
+        """Stop reading a ring that is damaged; what it holds beyond cannot be told from rubbish."""
+        source.account.lost = max(1, source.ring.sealed_rows - source.account.taken)
+        self._problem(f"{source.account.lost} rows of {source.instrument_id!r} are lost: {error}")
+        self._detach(source)
+
+    def _problem(self, text: str) -> None:
+        log.error(text)
+        self._problems.append(text)
+
+    # -- commit and flush ---------------------------------------------------------------------------------------
+
+    def _commit_is_due(self, now: float) -> bool:
+        if not self._uncommitted:
+            return False
+        if self._uncommitted >= self._config.commit_bytes or now - self._last_commit >= self._config.commit_interval_ms / 1000:
+            return True
+        return any(source.ring.used > source.ring.capacity // 4 for source in self._sources.values())
+
+    def _commit(self) -> None:
+        """Publish what is assembled and give its ring space back."""
+        for instrument in self._instruments:
+            self._settle_if_crowded(instrument)
+            instrument.assembly.publish_variable()
+        self._file.flush()
+        written = self._pipeline.written
+        for source in self._sources.values():
+            self._uncommitted -= source.release(written)
+        self._uncommitted = max(0, self._uncommitted) if self._pipeline.busy else 0
+        self._last_commit = time.monotonic()
+        self._commits += 1
+
+    def _settle_if_crowded(self, instrument: Instrument) -> None:
+        if instrument.assembly.waiting_since is not None and any(
+            source.ring.used > source.ring.capacity // 4
+            for source in self._sources.values()
+            if source.instrument_id == instrument.instrument_id
+        ):
+            instrument.assembly.settle()
+
+    def _publish(self, older_than_s: float) -> None:
+        """Show what is slow, commit, and have the disk catch up in the background."""
+        horizon = time.monotonic() - older_than_s
+        for instrument in self._instruments:
+            since = instrument.assembly.waiting_since
+            if since is not None and since <= horizon:
+                instrument.assembly.settle()
+            instrument.assembly.publish_tails(older_than_s)
+        self._commit()
+        if self._sync is None:
+            self._sync = self._sync_pool.submit(self._file.sync)
+            self._sync.add_done_callback(lambda _: self._wake())
+        self._last_publish = time.monotonic()
+
+    def _flush(self, peer: _Peer) -> None:
+        """Bring everything sealed by now into the file; the peer is answered when the disk has it."""
+        self._drain()
+        for instrument in self._instruments:
+            instrument.assembly.settle()
+        self._pipeline.drain()
+        if self._sync is not None:  # that one began before these rows were written
+            self._sync.result()
+            self._finish_sync()
+        self._publish(older_than_s=0.0)
+        self._flush_waiters.append(peer)
+
+    def _drain(self) -> None:
+        for source in list(self._sources.values()):
+            target = source.ring.sealed_slots
+            while source.account.taken_slots < target and self._take_from(source, _ROUND_SLOTS, _ROUND_BYTES):
+                if self._commit_is_due(time.monotonic()):
+                    self._commit()
+
+    def _answer_flushes(self) -> None:
+        if self._sync is None or not self._sync.done():
+            return
+        self._sync.result()
+        self._finish_sync()
+
+    def _finish_sync(self) -> None:
+        self._sync = None
+        self._flushes += 1
+        self._last_flush = time.time()
+        waiters, self._flush_waiters = self._flush_waiters, []
+        for peer in waiters:
+            self._reply(peer, {"last_flush": self._last_flush})
+
+    def _keep_house(self, now: float) -> None:
+        """Let go of rings whose producers have ended and whose slots are all in the file."""
+        self._last_housekeeping = now
+        for source in list(self._sources.values()):
+            if source.ended and source.idle:
+                self._detach(source)
+
+    def _detach(self, source: Source) -> None:
+        self._accounts.append(source.settle_account())
+        self._instruments[source.instrument_id].high_water = max(
+            self._instruments[source.instrument_id].high_water, source.ring.high_water
+        )
+        self._selector.unregister(source.queue)
+        del self._sources[source.number]
+        source.close()
+
+    # -- control ------------------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        os.eventfd_write(self._wake_fd, 1)
+
+    def _drain_wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wake_fd)
+
+    def _owner_died(self) -> None:
+        self.owner_gone = True
+        self._ending = "close"
+
+    def stop(self) -> None:
+        """End the recording as if the owner had closed it; for signal handlers."""
+        self._ending = "close"
+        self._wake()
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        connection.settimeout(10.0)
+        peer = _Peer(connection, FrameReader())
+        self._selector.register(connection, selectors.EVENT_READ, lambda: self._hear(peer))
+
+    def _hear(self, peer: _Peer) -> None:
+        try:
+            data = peer.socket.recv(1 << 16, socket.MSG_DONTWAIT)
+            messages = peer.frames.feed(data) if data else []
+        except BlockingIOError:
+            return
+        except (OSError, BrokenError) as error:
+            log.warning("control connection dropped: %s", error)
+            data, messages = b"", []
+        if not data:
+            self._hang_up(peer)
+        for message in messages:
+            self._serve(peer, message)
+
+    def _hang_up(self, peer: _Peer) -> None:
+        self._selector.unregister(peer.socket)
+        peer.socket.close()
+
+    def _reply(self, peer: _Peer, message: Message) -> None:
+        try:
+            peer.socket.sendall(frame(message))
+        except OSError as error:
+            log.warning("an answer found nobody: %s", error)
+
+    def _serve(self, peer: _Peer, message: Message) -> None:
+        arguments = dict(message)
+        operation = str(arguments.pop("operation", ""))
+        if operation in ("close", "abort"):
+            self._ending = operation
+            self._flush_waiters.append(peer)
+            return
+        serve: Callable[..., Message | None] | None = {
+            "attach": self._attach,
+            "declare": self._declare,
+            "metadata": self._set_metadata,
+            "stats": self._stats,
+            "describe": self._describe,
+        }.get(operation)
+        try:
+            if operation == "flush":
+                self._flush(peer)
+                return
+            if serve is None:
+                raise BrokenError(f"the writer knows no request {operation!r}: its version is another")
+            self._reply(peer, serve(**arguments) or {})
+        except (TypeError, KeyError, ValueError, ShmStoreError) as error:
+            self._reply(peer, error_reply(error))
+
+    def _describe(self) -> Message:
+        return {"path": str(self._file.path), "config": self._config.to_dict()}
+
+    def _attach(self, ring: int, instrument: str, options: Message) -> None:
+        """Take a ring in; its instrument's group is made if it is new."""
+        self._instruments.ensure(instrument, options)
+        source = Source(self._session, ring, instrument)
+        self._sources[ring] = source
+        self._selector.register(source.queue, selectors.EVENT_READ, lambda: self._hear_bell(source))
+
+    def _hear_bell(self, source: Source) -> None:
+        try:
+            while source.queue.receive():
+                pass
+        except BrokenError as error:
+            # The ring is the truth; a strange record costs nothing, but it should not go unnoticed.
+            log.warning("%s", error)
+
+    def _declare(self, ring: int, schema: str) -> Message:
+        """Let a ring's slots follow a schema, if its instrument can take it."""
+        source = self._sources.get(ring)
+        if source is None:
+            raise BrokenError(f"ring {ring} is not attached to this recording")
+        found = self._instruments[source.instrument_id].declare(schema)
+        number = len(source.schemas)
+        source.schemas[number] = found
+        return {"schema_id": number}
+
+    def _set_metadata(self, instrument: str | None, key: str, value: Any) -> None:
+        self._instruments.set_metadata(instrument, key, value)
+
+    def _stats(self) -> Message:
+        return self._statistics("recording").to_dict()
+
+    def _statistics(self, state: str) -> StorageStats:
+        counts: dict[str, dict[str, int]] = {}
+        for instrument in self._instruments:
+            counts[instrument.instrument_id] = instrument.counts()
+        accounts = [*self._accounts, *(source.settle_account() for source in self._sources.values())]
+        for account in accounts:
+            entry, own = counts[account.instrument_id], account.to_dict()
+            for key in ("accepted", "committed", "dropped", "rejected", "quarantined"):
+                entry[key] += own[key]
+            entry["batches_written"] += account.committed_slots
+        for source in self._sources.values():
+            entry = counts[source.instrument_id]
+            entry["producers"] += 1
+            entry["ring_bytes"] += source.ring.capacity
+            entry["ring_bytes_used"] += source.ring.used
+            entry["ring_high_water"] = max(entry["ring_high_water"], source.ring.high_water)
+        totals = {key: sum(entry[key] for entry in counts.values()) for key in InstrumentStats().to_dict()}
+        totals["ring_high_water"] = max((entry["ring_high_water"] for entry in counts.values()), default=0)
+        return StorageStats(
+            **totals,
+            state=state,
+            commits=self._commits,
+            flushes=self._flushes,
+            last_flush=self._last_flush,
+            file_bytes=self._file.size,
+            instruments={name: InstrumentStats(**entry) for name, entry in counts.items()},
+        )
+
+    # -- the end ------------------------------------------------------------------------------------------------
+
+    def _finish(self, ending: str) -> Message:
+        """Drain, check the account, stamp and close the file; tell whoever asked."""
+        self._session.state = State.CLOSING
+        if ending == "close":
+            self._drain()
+        for source in self._sources.values():
+            source.ring.finish(source.account.taken_slots)
+        for instrument in self._instruments:
+            instrument.assembly.finish()
+        self._pipeline.drain()
+        if self._sync is not None:
+            self._sync.result()
+            self._sync = None
+        self._commit()
+        for source in list(self._sources.values()):
+            source.close_account(aborted=ending == "abort")
+            self._detach(source)
+        problems = self._problems + self._imbalances()
+        state = "aborted" if ending == "abort" else "partial" if problems else "complete"
+        accounting = {"producers": [account.to_dict() for account in self._accounts], "ok": not problems, "problems": problems}
+        statistics = self._statistics(state)
+        rows = {instrument.assembly.link: instrument.assembly.rows for instrument in self._instruments}
+        for instrument in self._instruments:
+            instrument.assembly.close()
+        self._file.finish(state, json.dumps(accounting), rows)
+        self._session.state = State.CLOSED
+        size = self._file.path.stat().st_size
+        report: Message = {"state": state, "problems": problems, "stats": statistics.to_dict() | {"file_bytes": size}}
+        for peer in self._flush_waiters:
+            self._reply(peer, report)
+        self._pipeline.close()
+        self._sync_pool.shutdown()
+        return report
+
+    def _imbalances(self) -> list[str]:
+        """Compare, per instrument, rows taken from the rings with rows in the file, independently counted."""
+        found = []
+        for instrument in self._instruments:
+            accounts = [account for account in self._accounts if account.instrument_id == instrument.instrument_id]
+            committed = sum(account.committed for account in accounts)
+            lost = sum(account.lost for account in accounts)
+            if committed != instrument.assembly.rows:
+                found.append(
+                    f"instrument {instrument.instrument_id!r} has {instrument.assembly.rows} rows in the file, but {committed} "
+                    "were committed"
+                )
+            if lost and not any(f"{instrument.instrument_id!r} are lost" in text for text in self._problems):
+                found.append(f"{lost} rows of {instrument.instrument_id!r} were sealed and never taken")
+        return found
+
+
+def main() -> int:
+    """Run the writer; started by the owner with a boot document on standard input."""
+    boot = json.load(sys.stdin)
+    logging.basicConfig(stream=sys.stderr, level=logging.ERROR, format="shmstore writer: %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    session = Session.attach(Path(boot["session"]))
+    listener = socket.socket(fileno=boot["listener_fd"])
+    listener.setblocking(False)
+    try:
+        config = StorageConfig.from_dict(boot["config"])
+        owner_fd = os.pidfd_open(boot["owner_pid"])
+        file = _create_file(config, boot["application"])
+    except (ShmStoreError, OSError) as error:
+        _answer(boot["ready_fd"], error_reply(error))
+        return 1
+    session.writer_pid = os.getpid()
+    writer = Writer(session, config, file, listener, owner_fd)
+    signal.signal(signal.SIGTERM, lambda *_: writer.stop())
+    session.state = State.RECORDING
+    _answer(boot["ready_fd"], {"path": str(file.path)})
+    try:
+        writer.run()
+    except BaseException as error:
+        reply = error_reply(error) if isinstance(error, Exception) else {"error": "BrokenError", "message": repr(error)}
+        session.fail(reply["error"], f"the writer failed: {reply['message']}")
+        log.exception("the writer failed")
+        return 1
+    if writer.owner_gone:
+        session.remove()
+    return 0
+
+
+def _create_file(config: StorageConfig, application: str) -> RecordingFile:
+    """Make the file under the first free name; a name that the user chose must be free."""
+    now = datetime.now().astimezone()
+    attributes = {
+        "created_at": now.isoformat(),
+        "created_timestamp_ns": np.uint64(time.time_ns()),
+        "application": config.application or application,
+        "state": "recording",
+    }
+    stem = f"daq_session_{now:%Y%m%d_%H%M%S}"
+    count = 0
+    while True:
+        name = config.filename or (f"{stem}_{count}.h5" if count else f"{stem}.h5")
+        try:
+            return RecordingFile.create(config.output_dir.absolute() / name, attributes, json.dumps(config.to_dict()))
+        except StorageError as error:
+            if config.filename or not isinstance(error.__context__, FileExistsError):
+                raise
+            count += 1
+
+
+def _answer(fd: int, message: Message) -> None:
+    os.write(fd, json.dumps(message).encode())
+    os.close(fd)
