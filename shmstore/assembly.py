@@ -103,14 +103,13 @@ class ChunkAssembler:
         if start < count:
             self._copy_to_tail(data[start * size :], count - start)
 
-    def pad_with_fill(self, count: int) -> None:
-        """Take in ``count`` items of the fill value 1; whole chunks of them are never written."""
-        if self._filled:
-            head = min(count, self._chunk_items - self._filled)
-            self.append(np.ones((head, *self._stream.item_shape), self._stream.numpy_dtype))
-            count -= head
-        self._chunk += count // self._chunk_items
-        rest = count % self._chunk_items
+    def begin_at(self, items: int) -> None:
+        """Let the stream begin with ``items`` items of the fill value 1, which the dataset shows already.
+
+        Whole chunks of them are never written.
+        """
+        self._chunk = items // self._chunk_items
+        rest = items % self._chunk_items
         if rest:
             self.append(np.ones((rest, *self._stream.item_shape), self._stream.numpy_dtype))
 
@@ -248,6 +247,8 @@ class InstrumentAssembly:
         self._tails_path = tails_path
         self._tails: list[Tails] = []
         self._streams: dict[str, ChunkAssembler | VariableAssembler] = {}
+        self._eager: list[tuple[str, ChunkAssembler | VariableAssembler]] = []
+        self._lazy: list[Stream] = []
         self._waiting: list[tuple[dict[str, Items], int, Ticket]] = []
         self._waiting_since = 0.0
         self._waiting_items: Counter[str] = Counter()
@@ -299,7 +300,7 @@ class InstrumentAssembly:
         ticket = Ticket()
         self.bytes_in += sum(values.nbytes for values in items.values())
         if self._streams or not self._columns():
-            self._distribute(items, self.rows)
+            self._distribute(items, self.rows, rows)
             ticket.chunks = self._pipeline.submitted
         else:
             if not self._waiting:
@@ -312,16 +313,18 @@ class InstrumentAssembly:
         self.rows += rows
         return ticket
 
-    def _distribute(self, items: dict[str, Items], row: int) -> None:
-        for column in self._columns():
-            for stream in column.streams:
-                values = items.get(stream.path)
-                if values is None:
-                    continue
-                assembler = self._streams.get(stream.path) or self._make_lazy(stream)
-                if stream.lazy and isinstance(assembler, ChunkAssembler) and assembler.total < row:
-                    assembler.pad_with_fill(row - assembler.total)
-                assembler.append(values)
+    def _distribute(self, items: dict[str, Items], row: int, rows: int) -> None:
+        """Append a batch's items; masks first, since a reader may take a value whose mask is missing for valid."""
+        for stream in self._lazy:
+            mask = items.get(stream.path)
+            assembler = self._streams.get(stream.path)
+            if mask is None and assembler is None:
+                continue
+            if assembler is None:
+                assembler = self._make_lazy(stream, row)
+            assembler.append(np.ones((rows, *stream.item_shape), np.bool_) if mask is None else mask)
+        for path, assembler in self._eager:
+            assembler.append(items[path])
 
     # -- datasets -----------------------------------------------------------------------------------------------
 
@@ -351,23 +354,26 @@ class InstrumentAssembly:
                 for column, stream in eager
             ]
         )
+        self._eager = [(stream.path, self._streams[stream.path]) for _, stream in eager]
+        self._lazy = [stream for column in self._columns() for stream in column.streams if stream.lazy]
         row = 0
         waiting, self._waiting = self._waiting, []
         self._waiting_items.clear()
         for items, rows, ticket in waiting:
-            self._distribute(items, row)
+            self._distribute(items, row, rows)
             ticket.chunks = self._pipeline.submitted
             row += rows
 
-    def _make_streams(self, streams: list[tuple[Stream, int]]) -> None:
-        made = [(stream, self._codec(stream), items) for stream, items in streams]
-        fixed = [(stream, items) for stream, items in streams if not stream.variable]
-        tails = Tails(self._tails_path(), [items * stream.item_bytes for stream, items in fixed])
+    def _make_streams(self, streams: list[tuple[Stream, int]], items: int = 0) -> None:
+        made = [(stream, self._codec(stream), chunk_items) for stream, chunk_items in streams]
+        fixed = [(stream, chunk_items) for stream, chunk_items in streams if not stream.variable]
+        tails = Tails(self._tails_path(), [chunk_items * stream.item_bytes for stream, chunk_items in fixed])
         self._tails.append(tails)
         pairs = iter(tails.pairs)
         with self._file.structure():
             datasets = [
-                self._file.create_dataset(f"{self.link}/{stream.path}", stream, items, codec) for stream, codec, items in made
+                self._file.create_dataset(f"{self.link}/{stream.path}", stream, chunk_items, codec, items)
+                for stream, codec, chunk_items in made
             ]
         for dataset, (stream, codec, _) in zip(datasets, made, strict=True):
             if stream.variable:
@@ -376,10 +382,13 @@ class InstrumentAssembly:
             encoder = codec.encoder(stream.numpy_dtype.itemsize, dataset.chunk_bytes) if codec.direct else None
             self._streams[stream.path] = ChunkAssembler(dataset, stream, next(pairs), self._pipeline, encoder)
 
-    def _make_lazy(self, stream: Stream) -> ChunkAssembler | VariableAssembler:
+    def _make_lazy(self, stream: Stream, row: int) -> ChunkAssembler:
+        """Make the dataset of a mask at its first null; its extent covers the rows before from the start."""
         values = self._streams[self._column_of(stream).streams[0].path].dataset
-        self._make_streams([(stream, max(values.chunk_items, _VALIDITY_CHUNK_ITEMS))])
-        return self._streams[stream.path]
+        self._make_streams([(stream, max(values.chunk_items, _VALIDITY_CHUNK_ITEMS))], items=row)
+        assembler = self._streams[stream.path]
+        assembler.begin_at(row)
+        return assembler
 
     def _chunk_items(self, column: Column, stream: Stream, streams: int, elapsed: float) -> int:
         configured = self.config.column(column.name).chunk_rows or self.config.chunk_rows

@@ -55,8 +55,8 @@ class BatchWriter:
             body[: len(message)] = message
             return 0
         # A stream begins with its schema; nobody reads that, and the message behind it is what counts.
-        with pa.ipc.new_stream(pa.FixedSizeBufferWriter(pa.py_buffer(body)), self._schema) as stream:
-            stream.write_batch(batch)
+        # It is not closed: an end-of-stream mark has no place here.
+        pa.ipc.new_stream(pa.FixedSizeBufferWriter(pa.py_buffer(body)), self._schema).write_batch(batch)
         return self._schema_bytes
 
 

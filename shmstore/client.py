@@ -6,6 +6,7 @@ import base64
 import os
 import secrets
 import threading
+import weakref
 from collections.abc import Mapping
 from datetime import date, datetime
 from pathlib import Path
@@ -46,6 +47,7 @@ class Client:
         self._lock = threading.Lock()
         self._connection: tuple[int, ControlConnection] | None = None
         self._writers: dict[str, Producer] = {}
+        self._producers: weakref.WeakSet[Producer] = weakref.WeakSet()
         self._is_open = True
         described = self._request("describe")
         self.path = Path(described["path"])
@@ -113,7 +115,9 @@ class Client:
             raise
         finally:
             ring.close()
-        return Producer(self._session.folder, number, resolved, schema, schema_id)
+        producer = Producer(self._session.folder, number, resolved, schema, schema_id)
+        self._producers.add(producer)
+        return producer
 
     def _forget_ring(self, number: int) -> None:
         """Take back a ring that came to nothing."""
@@ -193,9 +197,6 @@ class Client:
 
     def end(self, how: str, timeout_s: float | None) -> Message:
         """Have the writer ``"close"`` or ``"abort"``, and return its report; for the owner."""
-        for producer in self._writers.values():
-            producer.close()
-        self._writers.clear()
         return self._request(how, timeout_s)
 
     # -- the connection -----------------------------------------------------------------------------------------
@@ -234,11 +235,11 @@ class Client:
                 self._connection = None
 
     def close(self) -> None:
-        """Hang up, and close the producers that `write_batch` kept; the recording goes on. May be called twice."""
+        """Hang up, and close the producers made here that this process uses; the recording goes on. May be called twice."""
         if not self._is_open:
             return
         self._is_open = False
-        for producer in self._writers.values():
+        for producer in list(self._producers):
             producer.close()
         self._hang_up()
         self._session.close()

@@ -224,8 +224,8 @@ class RecordingFile:
         """Keep bytes as a uint8 dataset; within :meth:`structure`."""
         self._file.create_dataset(path, data=np.frombuffer(data, np.uint8))
 
-    def create_dataset(self, path: str, stream: Stream, chunk_items: int, codec: Codec) -> Dataset:
-        """Make the dataset of a stream, empty but for its lead; within :meth:`structure`.
+    def create_dataset(self, path: str, stream: Stream, chunk_items: int, codec: Codec, items: int = 0) -> Dataset:
+        """Make the dataset of a stream; within :meth:`structure`.
 
         Parameters
         ----------
@@ -237,6 +237,8 @@ class RecordingFile:
             Items in a chunk; variable-length streams choose their own.
         codec
             What its chunks are compressed with; variable-length streams are not.
+        items
+            Its extent at first: so many items of the fill value.
         """
         shape = stream.item_shape
         if stream.variable:
@@ -253,7 +255,7 @@ class RecordingFile:
             properties.set_filter(filter_.id, _FILTER_OPTIONAL, filter_.cd_values)
         links = h5p.create(h5p.LINK_CREATE)
         links.set_create_intermediate_group(True)
-        space = h5s.create_simple((0, *shape), (h5s.UNLIMITED, *shape))
+        space = h5s.create_simple((items, *shape), (h5s.UNLIMITED, *shape))
         type_id = h5t.py_create(dtype, logical=True)
         h5d.create(self._file.id, path.encode(), type_id, space, properties, links)
         handle = self._file[path]
@@ -261,7 +263,9 @@ class RecordingFile:
             handle.attrs[name] = value
         if stream.attributes and stream.fill is not None:
             handle.attrs["_FillValue"] = np.asarray(stream.fill, stream.numpy_dtype)
-        return Dataset(self, path, stream, chunk_items, len(filters))
+        dataset = Dataset(self, path, stream, chunk_items, len(filters))
+        dataset.known_items = items
+        return dataset
 
     def set_metadata(self, path: str, values: Mapping[str, Any]) -> None:
         """Set attributes of a group to JSON-ready values; within :meth:`structure`."""
@@ -343,7 +347,9 @@ class RecordingFile:
 
     def _reopen(self) -> None:
         self._file.close()
-        self._file = h5py.File(self.path, "r+", libver=_LIBVER)
+        # Without HDF5's file lock: a reader that opens the file in this moment holds it briefly, and must not stop us.
+        # That nobody else writes is settled already, by creating the file exclusively.
+        self._file = h5py.File(self.path, "r+", libver=_LIBVER, locking=False)
         self.generation += 1
 
     def _start_swmr(self) -> None:

@@ -30,7 +30,7 @@ WINDOW_S = 2.0
 _RETRY_S = 0.002
 _OWN_GROUP = "_shmstore"
 #: What HDF5 says if this process has the file open with another choice of locking.
-_OPEN_OTHERWISE = "locking flag"
+_OPEN_OTHERWISE = "file locking"
 #: What HDF5 says of a file that has a writer, or had one that was killed.
 _WRITER_HAS_IT = ("already open for", "SWMR", "unable to lock")
 # Handles of one process on one file share what HDF5 has cached: a second one would see the first one's past.

@@ -393,13 +393,9 @@ class Producer:
             attachment = self._attachment
             if self._ended is not None:
                 return
-            if attachment is None or attachment.pid != os.getpid():
-                try:
-                    attachment = self._attach()
-                except ShmStoreError:  # another process uses it, or the recording is over: nothing here to end
-                    self._ended = life
-                    return
             self._ended = life
+            if attachment is None or attachment.pid != os.getpid():
+                return  # not used in this process: whoever uses it ends it
             self._attachment = self._declared = None
             attachment.ring.end(life)
             attachment.queue.close()

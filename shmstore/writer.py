@@ -508,7 +508,8 @@ def main() -> int:
         return 1
     if writer.owner_gone:
         session.remove()
-    return 0
+    # Nothing is left to do but for the interpreter to take itself apart, and the owner waits for this process.
+    os._exit(0)
 
 
 def _create_file(config: StorageConfig, application: str) -> RecordingFile:

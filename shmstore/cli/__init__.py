@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except MemoryError as error:
             Screen.error("out of memory: lower ring_bytes, or free some")
             return exit_code(error)
-        except ShmStoreError as error:
+        except (ShmStoreError, OSError) as error:
             Screen.error(str(error))
             return exit_code(error)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shmstore.cli.screen import DependencyError
-from shmstore.errors import IncompleteFileError, StorageError
+from shmstore.errors import IncompleteFileError, ShmStoreError, StorageError
 
 #: Done, but something was lost, refused or found wrong.
 LOSS = 1
@@ -20,4 +20,7 @@ def exit_code(error: BaseException) -> int:
     # Every error that a wrong argument causes has one of the built-in parents.
     if isinstance(error, ValueError | TypeError | IncompleteFileError):
         return WRONG_CALL
-    return LOSS
+    # A full ring is a loss, although a timeout is an OSError.
+    if isinstance(error, ShmStoreError):
+        return LOSS
+    return ENVIRONMENT

@@ -18,6 +18,7 @@ from shmstore.cli.summary import Outcome, show
 from shmstore.errors import (
     BatchTooLargeError,
     ConfigError,
+    InvalidValueError,
     SchemaMismatchError,
     ShmStoreError,
     UnsupportedTypeError,
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from shmstore.sources.files import Source
     from shmstore.sources.pacing import Pace
     from shmstore.storage import HDF5Storage
+
+#: What makes one input unfit, and leaves the recording as it was.
+_REFUSALS = (BatchTooLargeError, ConfigError, InvalidValueError, SchemaMismatchError, UnsupportedTypeError)
 
 
 def add_parser(commands: Any) -> None:
@@ -133,7 +137,7 @@ class Ingestion:
                 self._record(source, entry, new_pace())
         except InputError as error:
             entry["error"] = str(error)
-        except (UnsupportedTypeError, SchemaMismatchError, BatchTooLargeError, ConfigError) as error:
+        except _REFUSALS as error:
             entry["error"] = f"{path}: {error}"
         if entry["error"] and not self._stopped():
             recorded = f"; {entry['rows']} rows before that were recorded" if entry["rows"] else ""
@@ -182,8 +186,10 @@ class Ingestion:
     def _check(self, source: Source, instrument_id: str, pace: Pace | None) -> None:
         """Find what cannot be recorded before there is a file."""
         from shmstore.layout import plan
+        from shmstore.names import instrument_link
         from shmstore.sources.pacing import ReplayPace, check_time_column
 
+        instrument_link(instrument_id)
         resolved = self._config.instrument(instrument_id)
         plan(source.schema, lambda name: resolved.column(name).strings)
         if isinstance(pace, ReplayPace):

@@ -77,12 +77,12 @@ class LiveView:
 
     def _table(self, stats: StorageStats, elapsed_s: float) -> Any:
         from rich import box
+        from rich.console import Group
         from rich.table import Table
 
         until = f" of {self._seconds:g}" if math.isfinite(self._seconds) else ""
-        table = Table(
-            title=f"{self._title}  ·  {elapsed_s:.1f}{until} s", box=box.SIMPLE_HEAD, title_justify="left"
-        )
+        title = f"{self._title}  ·  {elapsed_s:.1f}{until} s"
+        table = Table(box=box.SIMPLE_HEAD)
         table.add_column("instrument", no_wrap=True)
         for heading in ("rows", "rows/s", "MB/s in", "MB on disk", "ring", "dropped"):
             table.add_column(heading, justify="right", no_wrap=True)
@@ -90,7 +90,7 @@ class LiveView:
             table.add_row(name, *self._cells(counts, name, counts.bytes_written))
         table.add_section()
         table.add_row("all", *self._cells(stats, "", stats.file_bytes), style="bold")
-        return table
+        return Group(title, table)
 
     def _cells(self, counts: InstrumentStats, name: str, disk_bytes: int) -> list[str]:
         rows_per_s, bytes_per_s = self._rates.of(name)

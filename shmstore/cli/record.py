@@ -104,7 +104,7 @@ def close(storage: HDF5Storage, outcome: Outcome) -> None:
 
     try:
         storage.close()
-    except ShmStoreError as error:
+    except (ShmStoreError, TimeoutError) as error:
         if str(error) not in outcome.problems:
             outcome.problems.append(str(error))
         outcome.exit_code = max(outcome.exit_code, exit_code(error))
