@@ -1,7 +1,7 @@
 """shmstore: a recorder for data acquisition.
 
-Arrow record batches in from any number of processes, through shared memory; one compressed HDF5 file out, readable
-while it grows.
+Arrow record batches in from any number of processes, through shared memory; one compressed HDF5 file out,
+readable while it grows.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Chunk assembly: rows of one instrument become whole chunks of its streams.
 
-Whole chunks go straight from the ring to the codec pipeline; a ragged remainder is copied once, into the stream's tail.
-The datasets themselves are made when the first rows have shown how fast they come, or at the first flush.
+Whole chunks go straight from the ring to the codec pipeline; a ragged remainder is copied once, into the
+stream's tail. The datasets themselves are made when the first rows have shown how fast they come, or at the
+first flush.
 
 Here rows of Arrow meet datasets; rings, producers and the writer's loop are not known here.
 """
@@ -66,7 +67,12 @@ class ChunkAssembler:
     """
 
     def __init__(
-        self, dataset: Dataset, stream: Stream, buffers: tuple[Chunk, Chunk], pipeline: CodecPipeline, encode: Encode | None
+        self,
+        dataset: Dataset,
+        stream: Stream,
+        buffers: tuple[Chunk, Chunk],
+        pipeline: CodecPipeline,
+        encode: Encode | None,
     ) -> None:
         self.dataset = dataset
         self._stream = stream
@@ -75,7 +81,9 @@ class ChunkAssembler:
         self._item_bytes = stream.item_bytes
         self._chunk_items = dataset.chunk_items
         self._buffers = itertools.cycle([list(pair) for pair in zip(buffers, (0, 0), strict=True)])
-        self._tail: list[Any] = next(self._buffers)  # the buffer, and the ticket of the chunk last taken from it
+        self._tail: list[Any] = next(
+            self._buffers
+        )  # the buffer, and the ticket of the chunk last taken from it
         self._filled = 0
         self._chunk = 0
         self._tail_since = 0.0
@@ -127,7 +135,8 @@ class ChunkAssembler:
             self._tail = next(self._buffers)
 
     def _submit(self, chunk: Chunk) -> None:
-        # A chunk that was published as it is keeps its place in the file: compressing it now would leave that behind.
+        # A chunk that was published as it is keeps its place in the file: compressing it now would leave that
+        # behind.
         published = self._published_chunk == self._chunk
         self._pipeline.submit(self.dataset, self._chunk, chunk, self._encode, as_it_is=published)
         self._chunk += 1
@@ -141,7 +150,11 @@ class ChunkAssembler:
         older_than_s
             Leave a tail alone that began less than so many seconds ago.
         """
-        if not self._filled or self.total == self._published_items or time.monotonic() - self._tail_since < older_than_s:
+        if (
+            not self._filled
+            or self.total == self._published_items
+            or time.monotonic() - self._tail_since < older_than_s
+        ):
             return
         self._pipeline.drain()  # the extent set here must not reach over a chunk still under way
         buffer = self._tail[0]
@@ -275,7 +288,7 @@ class InstrumentAssembly:
         self.layout = layout
         return layout
 
-    # -- rows in ------------------------------------------------------------------------------------------------
+    # -- rows in ---------------------------------------------------------------------------------------------
 
     def append(self, batch: pa.RecordBatch) -> Ticket:
         """Take a batch in; its memory is borrowed until the ticket is due.
@@ -307,7 +320,10 @@ class InstrumentAssembly:
                 self._waiting_since = time.monotonic()
             self._waiting.append((items, rows, ticket))
             self._waiting_items.update({path: len(values) for path, values in items.items()})
-            largest = max(values.nbytes // max(len(values), 1) * self._waiting_items[path] for path, values in items.items())
+            largest = max(
+                values.nbytes // max(len(values), 1) * self._waiting_items[path]
+                for path, values in items.items()
+            )
             if largest >= chunking.UNKNOWN or self.config.chunk_rows or self.config.chunk_bytes:
                 self.settle()
         self.rows += rows
@@ -326,7 +342,7 @@ class InstrumentAssembly:
         for path, assembler in self._eager:
             assembler.append(items[path])
 
-    # -- datasets -----------------------------------------------------------------------------------------------
+    # -- datasets --------------------------------------------------------------------------------------------
 
     @property
     def waiting_since(self) -> float | None:
@@ -350,7 +366,12 @@ class InstrumentAssembly:
         seen = self._waiting_items
         self._make_streams(
             [
-                (stream, max(seen[stream.path], 1) if last else self._chunk_items(column, stream, len(eager), elapsed))
+                (
+                    stream,
+                    max(seen[stream.path], 1)
+                    if last
+                    else self._chunk_items(column, stream, len(eager), elapsed),
+                )
                 for column, stream in eager
             ]
         )
@@ -379,7 +400,9 @@ class InstrumentAssembly:
             if stream.variable:
                 self._streams[stream.path] = VariableAssembler(dataset)
                 continue
-            encoder = codec.encoder(stream.numpy_dtype.itemsize, dataset.chunk_bytes) if codec.direct else None
+            encoder = (
+                codec.encoder(stream.numpy_dtype.itemsize, dataset.chunk_bytes) if codec.direct else None
+            )
             self._streams[stream.path] = ChunkAssembler(dataset, stream, next(pairs), self._pipeline, encoder)
 
     def _make_lazy(self, stream: Stream, row: int) -> ChunkAssembler:
@@ -424,7 +447,7 @@ class InstrumentAssembly:
         """Whole chunks handed to the file."""
         return sum(assembler.dataset.chunks_written for assembler in self._streams.values())
 
-    # -- rows out -----------------------------------------------------------------------------------------------
+    # -- rows out --------------------------------------------------------------------------------------------
 
     def publish_variable(self) -> None:
         """Write what variable-length columns gathered; part of every commit."""

@@ -1,8 +1,9 @@
 """Between Arrow and the bytes of a slot: the one module that knows both.
 
-Two kinds of body. ``IPC``: an encapsulated Arrow record-batch message, after ``skip`` bytes; what `put` writes, for any
-type. ``PLAIN``: the columns' values laid end to end, each at a multiple of 64, without nulls, for fixed-width columns
-only; what `loan` hands out as numpy views. Reading either borrows: the arrays are views over the body.
+Two kinds of body. ``IPC``: an encapsulated Arrow record-batch message, after ``skip`` bytes; what `put`
+writes, for any type. ``PLAIN``: the columns' values laid end to end, each at a multiple of 64, without nulls,
+for fixed-width columns only; what `loan` hands out as numpy views. Reading either borrows: the arrays are
+views over the body.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from shmstore.errors import BrokenError, UnsupportedTypeError
 from shmstore.layout import Column, Layout
 from shmstore.segment import align
 
-#: Below this many bytes a copy through Arrow's own buffer is quicker than opening a stream over the slot (measured: 4
-#: against 14 µs up to 100 KiB, 99 against 48 µs at 1 MiB).
+#: Below this many bytes a copy through Arrow's own buffer is quicker than opening a stream over the slot
+#: (measured: 4 against 14 µs up to 100 KiB, 99 against 48 µs at 1 MiB).
 _SERIALIZE_BELOW = 128 * 1024
 
 

@@ -1,8 +1,8 @@
 """How many items a chunk holds: large where data comes fast, small where it trickles. Arithmetic only.
 
-A chunk is the unit of compression, of a direct write and of what a reader must load. Too small costs time per chunk and
-ratio; too large leaves a slow instrument invisible or pads its file. So the size follows the rate that was seen before the
-datasets are made.
+A chunk is the unit of compression, of a direct write and of what a reader must load. Too small costs time per
+chunk and ratio; too large leaves a slow instrument invisible or pads its file. So the size follows the rate
+that was seen before the datasets are made.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ _INSTRUMENT_BYTES = 64 * 1024 * _KIB
 SMALLEST = 4 * _KIB
 #: Chunk of an instrument about whose rate nothing is known yet.
 UNKNOWN = 64 * _KIB
-#: A slow column's chunk covers about this long, in seconds; what its tail costs in the file is then one such chunk.
+#: A slow column's chunk covers about this long, in seconds; what its tail costs in the file is then one such
+#: chunk.
 _SPAN_S = 8.0
 
 
@@ -57,7 +58,9 @@ def bytes_for_rate(items: int, item_bytes: int, seconds: float, largest: int, kn
     seen = items * item_bytes
     if seconds < known_after and seen < UNKNOWN:
         return min(UNKNOWN, largest)
-    return round_up_to_power_of_two(max(SMALLEST, min(largest, int(seen / max(seconds, 1e-3) * _SPAN_S))), largest)
+    return round_up_to_power_of_two(
+        max(SMALLEST, min(largest, int(seen / max(seconds, 1e-3) * _SPAN_S))), largest
+    )
 
 
 def round_up_to_power_of_two(size: int, largest: int) -> int:

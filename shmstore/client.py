@@ -16,7 +16,6 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from shmstore.batch import batches_of
 from shmstore.config import StorageConfig
 from shmstore.control import ControlConnection, Message, raise_error
 from shmstore.errors import BrokenError, ClosedError, InvalidValueError, StorageError
@@ -68,19 +67,23 @@ class Client:
         """The recording's configuration."""
         return self._config
 
-    # -- recording ----------------------------------------------------------------------------------------------
+    # -- recording -------------------------------------------------------------------------------------------
 
-    def producer(self, instrument_id: str, schema: pa.Schema | None = None, **instrument_options: Any) -> Producer:
+    def producer(
+        self, instrument_id: str, schema: pa.Schema | None = None, **instrument_options: Any
+    ) -> Producer:
         """Make a producer for an instrument; the instrument's group appears in the file.
 
         Parameters
         ----------
         instrument_id
-            Any text up to 4,096 bytes. Several producers may feed one instrument; rows of one producer keep their order.
+            Any text up to 4,096 bytes. Several producers may feed one instrument; rows of one producer keep
+            their order.
         schema
             Schema of every batch, or anything with ``__arrow_c_schema__``; by default the first batch's.
         **instrument_options
-            Fields of `InstrumentConfig`: ``compression``, ``chunk_rows``, ``ring_bytes``, ``on_full``, ``columns``, …
+            Fields of `InstrumentConfig`: ``compression``, ``chunk_rows``, ``ring_bytes``, ``on_full``,
+            ``columns``, …
 
         Returns
         -------
@@ -99,7 +102,9 @@ class Client:
         if schema is not None and not isinstance(schema, pa.Schema):
             schema = pa.schema(schema)
         resolved = self._config.instrument(instrument_id, **instrument_options)
-        options = {key: _plain_option(value) for key, value in instrument_options.items() if value is not None}
+        options = {
+            key: _plain_option(value) for key, value in instrument_options.items() if value is not None
+        }
         number = secrets.randbits(32)
         ring = Ring.create(self._session.ring_path(number), resolved.ring_bytes, number)
         try:
@@ -160,8 +165,8 @@ class Client:
         key
             Name of the attribute.
         value
-            Text, numbers, booleans and flat lists of them are kept as HDF5 attributes; anything else that JSON can say
-            is kept as JSON. Dates and times become ISO 8601 text, numpy values plain ones.
+            Text, numbers, booleans and flat lists of them are kept as HDF5 attributes; anything else that
+            JSON can say is kept as JSON. Dates and times become ISO 8601 text, numpy values plain ones.
 
         Raises
         ------
@@ -199,7 +204,7 @@ class Client:
         """Have the writer ``"close"`` or ``"abort"``, and return its report; for the owner."""
         return self._request(how, timeout_s)
 
-    # -- the connection -----------------------------------------------------------------------------------------
+    # -- the connection --------------------------------------------------------------------------------------
 
     def _request(self, operation: str, timeout_s: float | None = 30.0, **arguments: Any) -> Message:
         self._check_open()
@@ -248,7 +253,9 @@ class Client:
         """Return the client itself."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close."""
         self.close()
 

@@ -1,7 +1,8 @@
 """The control channel: small JSON requests to the writer over a local socket, each answered once.
 
-Carries what is rare: attach a ring, declare a schema, set metadata, flush, stats, close. Batches never come here. No
-pickle crosses it; every frame is a 4-byte length and that many bytes of JSON, and the length is checked first.
+Carries what is rare: attach a ring, declare a schema, set metadata, flush, stats, close. Batches never come
+here. No pickle crosses it; every frame is a 4-byte length and that many bytes of JSON, and the length is
+checked first.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def frame(message: Message) -> bytes:
     """Return a message as it goes over the wire."""
     data = json.dumps(message).encode()
     if len(data) > MAX_FRAME_BYTES:
-        raise errors.InvalidValueError(f"a request of {len(data)} bytes is larger than {MAX_FRAME_BYTES}: make it smaller")
+        raise errors.InvalidValueError(
+            f"a request of {len(data)} bytes is larger than {MAX_FRAME_BYTES}: make it smaller"
+        )
     return _LENGTH.pack(len(data)) + data
 
 

@@ -1,11 +1,11 @@
 """HDF5's door: the only module through which shmstore writes HDF5, used by one thread of one process.
 
-A `RecordingFile` is open for SWMR writing all the time, but for the moments in which objects are added (:meth:`~
-RecordingFile.structure`). It offers what the assembly of chunks needs, in HDF5's terms: create, write a chunk directly,
-set an extent, flush, sync. It knows neither Arrow nor rings.
+A `RecordingFile` is open for SWMR writing all the time, but for the moments in which objects are added
+(:meth:`~ RecordingFile.structure`). It offers what the assembly of chunks needs, in HDF5's terms: create,
+write a chunk directly, set an extent, flush, sync. It knows neither Arrow nor rings.
 
-The metadata cache's evictions are off while recording, so that the file changes on disk only at :meth:`flush`: an extent
-is never visible before the rows it covers.
+The metadata cache's evictions are off while recording, so that the file changes on disk only at
+:meth:`flush`: an extent is never visible before the rows it covers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from shmstore.errors import InvalidValueError, StorageError, storage_error
 from shmstore.layout import Stream
 
 FORMAT_VERSION = "1.0"
-# v110: superblock 3 and extensible-array chunk indexes, hence SWMR and O(1) appends; HDF5 1.10 and newer can read it.
+# v110: superblock 3 and extensible-array chunk indexes, hence SWMR and O(1) appends; HDF5 1.10 and newer can
+# read it.
 _LIBVER = ("v110", "v110")
 _FILTER_OPTIONAL = 1
 #: Rows of a variable-length column in one chunk: 64 KiB of references.
@@ -64,7 +65,9 @@ class Dataset:
         Bytes handed to the file, and whole chunks among them.
     """
 
-    def __init__(self, file: RecordingFile, path: str, stream: Stream, chunk_items: int, filters: int) -> None:
+    def __init__(
+        self, file: RecordingFile, path: str, stream: Stream, chunk_items: int, filters: int
+    ) -> None:
         self.path = path
         self.chunk_items = chunk_items
         self.chunk_bytes = chunk_items * stream.item_bytes
@@ -104,10 +107,13 @@ class Dataset:
         filter_mask
             Which filters were skipped.
         """
-        # h5py checks neither length nor place, and HDF5 takes a wrong length silently: it would overwrite a neighbour.
+        # h5py checks neither length nor place, and HDF5 takes a wrong length silently: it would overwrite a
+        # neighbour.
         size = memoryview(payload).nbytes
         if filter_mask == self.skip_mask and size != self.chunk_bytes:
-            raise StorageError(22, f"{self.path}: an unfiltered chunk has {self.chunk_bytes} bytes, not {size}")
+            raise StorageError(
+                22, f"{self.path}: an unfiltered chunk has {self.chunk_bytes} bytes, not {size}"
+            )
         self.id.write_direct_chunk((index * self.chunk_items, *self._origin), payload, filter_mask)
         self.bytes_written += size
 
@@ -126,7 +132,9 @@ class Dataset:
         space = self.id.get_space()
         shape = self._stream.item_shape
         space.select_hyperslab((start, *self._origin), (len(items), *shape))
-        self.id.write(h5s.create_simple((len(items), *shape)), space, np.ascontiguousarray(items), self._memory_type())
+        self.id.write(
+            h5s.create_simple((len(items), *shape)), space, np.ascontiguousarray(items), self._memory_type()
+        )
 
     def _memory_type(self) -> Any:
         return h5t.py_create(_h5py_dtype(self._stream))
@@ -184,7 +192,7 @@ class RecordingFile:
         recording._start_swmr()
         return recording
 
-    # -- structure ----------------------------------------------------------------------------------------------
+    # -- structure -------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def structure(self) -> Iterator[None]:
@@ -224,7 +232,9 @@ class RecordingFile:
         """Keep bytes as a uint8 dataset; within :meth:`structure`."""
         self._file.create_dataset(path, data=np.frombuffer(data, np.uint8))
 
-    def create_dataset(self, path: str, stream: Stream, chunk_items: int, codec: Codec, items: int = 0) -> Dataset:
+    def create_dataset(
+        self, path: str, stream: Stream, chunk_items: int, codec: Codec, items: int = 0
+    ) -> Dataset:
         """Make the dataset of a stream; within :meth:`structure`.
 
         Parameters
@@ -250,7 +260,11 @@ class RecordingFile:
         dtype = _h5py_dtype(stream)
         if stream.fill is not None:
             properties.set_fill_value(np.asarray(stream.fill, stream.numpy_dtype))
-        filters = () if stream.variable else _filters(codec, stream.numpy_dtype.itemsize, chunk_items * stream.item_bytes)
+        filters = (
+            ()
+            if stream.variable
+            else _filters(codec, stream.numpy_dtype.itemsize, chunk_items * stream.item_bytes)
+        )
         for filter_ in filters:
             properties.set_filter(filter_.id, _FILTER_OPTIONAL, filter_.cd_values)
         links = h5p.create(h5p.LINK_CREATE)
@@ -289,7 +303,7 @@ class RecordingFile:
         for key, value in values.items():
             self._file[path].attrs[key] = value
 
-    # -- rows ---------------------------------------------------------------------------------------------------
+    # -- rows ------------------------------------------------------------------------------------------------
 
     def open_dataset(self, path: str) -> h5d.DatasetID:
         """Open a dataset by its path. Only variable-length ones have a chunk cache: all else is written directly."""
@@ -317,7 +331,7 @@ class RecordingFile:
         """Bytes of the file."""
         return os.fstat(self._sync_fd).st_size
 
-    # -- end ----------------------------------------------------------------------------------------------------
+    # -- end -------------------------------------------------------------------------------------------------
 
     def finish(self, state: str, accounting: str, rows: Mapping[str, int]) -> None:
         """Stamp the end into the file, close it, and wait until the disk has it.
@@ -347,8 +361,8 @@ class RecordingFile:
 
     def _reopen(self) -> None:
         self._file.close()
-        # Without HDF5's file lock: a reader that opens the file in this moment holds it briefly, and must not stop us.
-        # That nobody else writes is settled already, by creating the file exclusively.
+        # Without HDF5's file lock: a reader that opens the file in this moment holds it briefly, and must not
+        # stop us. That nobody else writes is settled already, by creating the file exclusively.
         self._file = h5py.File(self.path, "r+", libver=_LIBVER, locking=False)
         self.generation += 1
 
@@ -373,7 +387,11 @@ def metadata_attribute(value: Any) -> Any:
         kinds = {type(item) for item in value}
         if kinds == {str}:
             return np.array(value, dtype=h5py.string_dtype())
-        if kinds == {float} or kinds == {bool} or (kinds == {int} and all(-(2**63) <= item < 2**63 for item in value)):
+        if (
+            kinds == {float}
+            or kinds == {bool}
+            or (kinds == {int} and all(-(2**63) <= item < 2**63 for item in value))
+        ):
             return np.array(value)
     return None
 
@@ -390,9 +408,13 @@ def check_metadata(key: str, value: Any) -> None:
         raise InvalidValueError(f"metadata key {key[:40]!r} cannot be used: take 1 to 1024 bytes without NUL")
     text = json.dumps(value, ensure_ascii=False)
     if len(text) > _METADATA_LIMIT_BYTES:
-        raise InvalidValueError(f"metadata {key!r} has {len(text)} bytes: keep it below {_METADATA_LIMIT_BYTES}")
+        raise InvalidValueError(
+            f"metadata {key!r} has {len(text)} bytes: keep it below {_METADATA_LIMIT_BYTES}"
+        )
     if "\\u0000" in text:
-        raise InvalidValueError(f"metadata {key!r} holds a NUL character, which HDF5 strings cannot: remove it")
+        raise InvalidValueError(
+            f"metadata {key!r} holds a NUL character, which HDF5 strings cannot: remove it"
+        )
 
 
 def _h5py_dtype(stream: Stream) -> Any:

@@ -1,10 +1,11 @@
 """The descriptor: the 64-byte record that announces a sealed slot to the writer.
 
-It is a doorbell. What it says stands in the slot header too, and that header is the truth: a writer that missed
-descriptors finds every sealed slot by scanning the ring. This module knows the record, not how it travels.
+It is a doorbell. What it says stands in the slot header too, and that header is the truth: a writer that
+missed descriptors finds every sealed slot by scanning the ring. This module knows the record, not how it
+travels.
 
-On the wire, a ``multiprocessing`` connection puts a 4-byte big-endian length in front, so the payload here is 60
-bytes and a whole record 64: below ``PIPE_BUF``, hence written atomically or not at all.
+On the wire, a ``multiprocessing`` connection puts a 4-byte big-endian length in front, so the payload here is
+60 bytes and a whole record 64: below ``PIPE_BUF``, hence written atomically or not at all.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ class Descriptor(NamedTuple):
             The bytes are no descriptor: wrong length, magic or checksum.
         """
         if len(payload) != PAYLOAD_BYTES:
-            raise BrokenError(f"a descriptor has {PAYLOAD_BYTES} bytes, not {len(payload)}: its sender is no shmstore")
+            raise BrokenError(
+                f"a descriptor has {PAYLOAD_BYTES} bytes, not {len(payload)}: its sender is no shmstore"
+            )
         magic, ring, sequence, position, length, schema_id, rows, crc = _LAYOUT.unpack(payload)
         if magic != _MAGIC or crc != zlib.crc32(payload[:-4]):
             raise BrokenError("a descriptor failed its checksum: its sender is no shmstore")

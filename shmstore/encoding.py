@@ -1,7 +1,7 @@
 """Arrow arrays into the items of streams, and back. Pure functions over memory; no files, no rings.
 
-`encode` borrows: where nothing has to change, its results are views over the array's own memory (the ring, in the
-writer). `decode` is its exact inverse; what it returns owns or keeps alive the memory it needs.
+`encode` borrows: where nothing has to change, its results are views over the array's own memory (the ring, in
+the writer). `decode` is its exact inverse; what it returns owns or keeps alive the memory it needs.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ def encode(column: Column, array: pa.Array, chars_before: int = 0) -> dict[str, 
     Returns
     -------
     dict of str to ndarray
-        For each role an array ``(items, *item_shape)``, C-contiguous. Validity is present only if there are nulls; each
-        item of it is ``True`` where a value is. Views over ``array`` where possible: they borrow its memory.
+        For each role an array ``(items, *item_shape)``, C-contiguous. Validity is present only if there are
+        nulls; each item of it is ``True`` where a value is. Views over ``array`` where possible: they borrow
+        its memory.
 
     Raises
     ------
@@ -96,8 +97,9 @@ def decode(column: Column, type_: pa.DataType, items: Mapping[str, Items], rows:
     type_
         The Arrow type to return.
     items
-        By role, as `encode` made them, for ``rows`` rows; for packed columns ``offsets`` has ``rows + 1`` items and
-        ``chars`` holds the bytes from ``offsets[0]`` to ``offsets[-1]``. A missing validity means: no nulls.
+        By role, as `encode` made them, for ``rows`` rows; for packed columns ``offsets`` has ``rows + 1``
+        items and ``chars`` holds the bytes from ``offsets[0]`` to ``offsets[-1]``. A missing validity means:
+        no nulls.
     rows
         Number of rows.
 
@@ -123,7 +125,7 @@ def decode(column: Column, type_: pa.DataType, items: Mapping[str, Items], rows:
     return array
 
 
-# -- plain: numbers, times, fixed-size lists of them ----------------------------------------------------------------
+# -- plain: numbers, times, fixed-size lists of them ---------------------------------------------------------
 
 
 def _encode_plain(column: Column, array: pa.Array) -> dict[str, Items]:
@@ -150,7 +152,11 @@ def _encode_plain(column: Column, array: pa.Array) -> dict[str, Items]:
     values = _unpack_bits(array) if column.encoding == "bool" else _fixed_items(array, stream.numpy_dtype)
     values = values.reshape(shape)
     if present is not None and not present.all():
-        fill = np.zeros((), stream.numpy_dtype) if stream.fill is None else np.asarray(stream.fill, stream.numpy_dtype)
+        fill = (
+            np.zeros((), stream.numpy_dtype)
+            if stream.fill is None
+            else np.asarray(stream.fill, stream.numpy_dtype)
+        )
         values = np.where(present, values, fill)
     return {"values": values.reshape(rows, *stream.item_shape)} | items
 
@@ -167,7 +173,9 @@ def _decode_plain(type_: pa.DataType, items: Mapping[str, Items], rows: int) -> 
     if values.nbytes * (8 if pa.types.is_boolean(leaf) else 1) < count * leaf.bit_width // 8:
         raise ValueError(f"{values.nbytes} bytes do not make {rows} rows")
     data = np.packbits(values.reshape(-1), bitorder="little") if pa.types.is_boolean(leaf) else values
-    array = pa.Array.from_buffers(leaf, count, [_bitmap(items.get(_role(len(levels)))), pa.py_buffer(data.reshape(-1).view("u1"))])
+    array = pa.Array.from_buffers(
+        leaf, count, [_bitmap(items.get(_role(len(levels)))), pa.py_buffer(data.reshape(-1).view("u1"))]
+    )
     for level in reversed(range(len(levels))):
         count //= levels[level].list_size
         bitmap = _bitmap(items.get(_role(level)))
@@ -179,16 +187,22 @@ def _role(level: int) -> str:
     return f"validity-{level}" if level else "validity"
 
 
-# -- strings and bytes ----------------------------------------------------------------------------------------------
+# -- strings and bytes ---------------------------------------------------------------------------------------
 
 
 def _encode_packed(array: pa.Array, chars_before: int) -> dict[str, Items]:
     flat = _large_binary(array)
     validity = {} if not flat.null_count else {"validity": _validity(flat)}
-    offsets = np.frombuffer(flat.buffers()[1], np.int64, len(flat) + 1, flat.offset * 8) if len(flat) else np.zeros(1, np.int64)
+    offsets = (
+        np.frombuffer(flat.buffers()[1], np.int64, len(flat) + 1, flat.offset * 8)
+        if len(flat)
+        else np.zeros(1, np.int64)
+    )
     chars = _used_chars(flat)
     if flat.null_count and _has_bytes_under_nulls(offsets, validity["validity"]):
-        flat = flat.take(pa.array(np.arange(len(flat))))  # a null owns no bytes: copy without what lies under it
+        flat = flat.take(
+            pa.array(np.arange(len(flat)))
+        )  # a null owns no bytes: copy without what lies under it
         offsets, chars = np.frombuffer(flat.buffers()[1], np.int64, len(flat) + 1), _used_chars(flat)
     ends = offsets[1:].astype(np.uint64) + np.uint64(chars_before) - np.uint64(offsets[0])
     return {"offsets": ends, "chars": chars} | validity
@@ -214,7 +228,9 @@ def _fixed_strings(column: Column, array: pa.Array) -> Items:
 
 def _from_bytes(values: list[bytes], valid: Items | None) -> pa.Array:
     if valid is not None:
-        return pa.array([v if ok else None for v, ok in zip(values, valid.tolist(), strict=True)], pa.large_binary())
+        return pa.array(
+            [v if ok else None for v, ok in zip(values, valid.tolist(), strict=True)], pa.large_binary()
+        )
     return pa.array(values, pa.large_binary())
 
 
@@ -248,7 +264,7 @@ def _has_bytes_under_nulls(offsets: Items, valid: Items) -> bool:
     return bool((np.diff(offsets)[~valid] != 0).any())
 
 
-# -- buffers --------------------------------------------------------------------------------------------------------
+# -- buffers -------------------------------------------------------------------------------------------------
 
 
 def _fixed_items(array: pa.Array, dtype: np.dtype[Any]) -> Items:
@@ -283,4 +299,3 @@ def _bitmap(valid: Items | None) -> pa.Buffer | None:
     if valid is None or valid.all():
         return None
     return pa.py_buffer(np.packbits(valid.reshape(-1), bitorder="little"))
-

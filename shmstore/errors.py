@@ -1,7 +1,7 @@
 """The errors that shmstore raises, each with the built-in parent that a caller would catch already.
 
-This module knows nothing of the rest of the package. A message says what happened, to which instrument, and what to
-do next; translation from ``errno`` happens once, in :func:`storage_error`.
+This module knows nothing of the rest of the package. A message says what happened, to which instrument, and
+what to do next; translation from ``errno`` happens once, in :func:`storage_error`.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def storage_error(error: OSError, doing: str, path: object, advice: str | None =
     Examples
     --------
     >>> str(storage_error(PermissionError(13, "Permission denied"), "create the recording", "data"))
-    '[Errno 13] cannot create the recording: Permission denied: check the permissions of the folder, or choose \
+    '[Errno 13] cannot create the recording: Permission denied: check the permissions of the folder, or choose
+    \
 another one: 'data''
     """
     code = error.errno or errno.EIO

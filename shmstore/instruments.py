@@ -70,7 +70,9 @@ class Instrument:
         try:
             found = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(schema, validate=True)))
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise BrokenError(f"what was declared for {self.instrument_id!r} is no Arrow schema: {error}") from None
+            raise BrokenError(
+                f"what was declared for {self.instrument_id!r} is no Arrow schema: {error}"
+            ) from None
         if self._schema is None:
             self.assembly.declare(found)
             self._schema = found
@@ -103,7 +105,9 @@ class Instruments:
         What they share.
     """
 
-    def __init__(self, file: RecordingFile, pipeline: CodecPipeline, config: StorageConfig, session: Session) -> None:
+    def __init__(
+        self, file: RecordingFile, pipeline: CodecPipeline, config: StorageConfig, session: Session
+    ) -> None:
         self._file = file
         self._pipeline = pipeline
         self._config = config
@@ -136,10 +140,13 @@ class Instruments:
             resolved: ResolvedInstrument = self._config.instrument(instrument_id, **options)
             with self._file.structure():
                 self._file.create_instrument(
-                    link, {"instrument_id": instrument_id, "created_at": datetime.now().astimezone().isoformat()}
+                    link,
+                    {"instrument_id": instrument_id, "created_at": datetime.now().astimezone().isoformat()},
                 )
             interval = self._config.auto_flush_interval_secs or 1.0
-            assembly = InstrumentAssembly(self._file, self._pipeline, link, resolved, interval, self._next_tails)
+            assembly = InstrumentAssembly(
+                self._file, self._pipeline, link, resolved, interval, self._next_tails
+            )
             instrument = self._by_id[instrument_id] = Instrument(instrument_id, assembly, options)
         elif options and options != instrument.options:
             raise ConfigError(
@@ -161,7 +168,9 @@ class Instruments:
             path = "metadata"
         else:
             if key in RESERVED_INSTRUMENT_ATTRIBUTES:
-                raise InvalidValueError(f"metadata key {key!r} of {instrument_id!r} belongs to shmstore: choose another")
+                raise InvalidValueError(
+                    f"metadata key {key!r} of {instrument_id!r} belongs to shmstore: choose another"
+                )
             path = self.ensure(instrument_id, {}).assembly.link
         with self._file.structure():
             self._file.set_metadata(path, {key: value})

@@ -1,13 +1,14 @@
 """The layout of an instrument in the file: which datasets a column becomes, with which type, shape and attributes.
 
-A column becomes one or more *streams*; a stream is one HDF5 dataset, unlimited along its first dimension. The plain
-values stand at the column's own path; what makes the round trip exact stands beside. The layout is written into the file
-as JSON (``_arrow/layout``), and readers follow that, not the rules here.
+A column becomes one or more *streams*; a stream is one HDF5 dataset, unlimited along its first dimension. The
+plain values stand at the column's own path; what makes the round trip exact stands beside. The layout is
+written into the file as JSON (``_arrow/layout``), and readers follow that, not the rules here.
 
-This module describes. It imports no HDF5 and touches no values; `shmstore.encoding` turns arrays into streams and back.
+This module describes. It imports no HDF5 and touches no values; `shmstore.encoding` turns arrays into streams
+and back.
 
-Paths follow HEP001 (H5Col, the HDF Group's draft convention for column tables) where it has a word: a packed string
-column is a ``STRING_VALUES`` group with ``OFFSETS`` (rows + 1, from 0), ``CHARS`` and ``MASK``.
+Paths follow HEP001 (H5Col, the HDF Group's draft convention for column tables) where it has a word: a packed
+string column is a ``STRING_VALUES`` group with ``OFFSETS`` (rows + 1, from 0), ``CHARS`` and ``MASK``.
 """
 
 from __future__ import annotations
@@ -170,9 +171,13 @@ class Layout:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise IncompleteFileError(f"the layout in _arrow/layout is damaged: {error!r}") from None
         if version > LAYOUT_VERSION:
-            raise IncompleteFileError(f"the layout has version {version}, newer than {LAYOUT_VERSION}: update shmstore")
+            raise IncompleteFileError(
+                f"the layout has version {version}, newer than {LAYOUT_VERSION}: update shmstore"
+            )
         if [column.name for column in columns] != schema.names:
-            raise IncompleteFileError("the layout in _arrow/layout and the schema beside it name different columns")
+            raise IncompleteFileError(
+                "the layout in _arrow/layout and the schema beside it name different columns"
+            )
         return cls(schema, columns)
 
 
@@ -211,12 +216,16 @@ def unsupported(name: str, type_: pa.DataType) -> UnsupportedTypeError:
 
 def is_text(type_: pa.DataType) -> bool:
     """Whether values are variable-length UTF-8."""
-    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
+    return bool(
+        pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)
+    )
 
 
 def is_blob(type_: pa.DataType) -> bool:
     """Whether values are variable-length bytes."""
-    return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_binary_view(type_))
+    return bool(
+        pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_binary_view(type_)
+    )
 
 
 def fixed_width(encoding: str) -> int:
@@ -257,10 +266,18 @@ def _plan_column(index: int, item: pa.Field, path: str, strings: str) -> Column:
     validity = [Stream("validity", masks, "|b1", (), 1, lazy=True)]
     # One mask per level of nesting: a null list and a list of nulls are two things.
     validity += [
-        Stream(f"validity-{level + 1}", f"{masks}_{level + 1}", "|b1", tuple(levels[: level + 1]), 1, lazy=True)
+        Stream(
+            f"validity-{level + 1}", f"{masks}_{level + 1}", "|b1", tuple(levels[: level + 1]), 1, lazy=True
+        )
         for level in range(len(levels))
     ]
-    return Column(index, item.name, path, encoding, (Stream("values", path, dtype, shape, fill, attributes=attributes), *validity))
+    return Column(
+        index,
+        item.name,
+        path,
+        encoding,
+        (Stream("values", path, dtype, shape, fill, attributes=attributes), *validity),
+    )
 
 
 def _plan_string(index: int, item: pa.Field, path: str, strings: str, masks: str) -> Column:

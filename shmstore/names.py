@@ -1,8 +1,8 @@
 """Names inside the file: any Arrow or instrument name becomes a valid, unique HDF5 link name, reversibly.
 
-HDF5 forbids ``/`` and NUL in a link and gives ``.`` a meaning; some names are ours. Escaping is percent-encoding, so
-that ordinary names stay as they are. The original name is kept beside (``_arrow/layout``, ``@instrument_id``), hence
-readers never have to unescape.
+HDF5 forbids ``/`` and NUL in a link and gives ``.`` a meaning; some names are ours. Escaping is
+percent-encoding, so that ordinary names stay as they are. The original name is kept beside
+(``_arrow/layout``, ``@instrument_id``), hence readers never have to unescape.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ RESERVED_INSTRUMENT_ATTRIBUTES = frozenset(
 )
 #: Longest instrument id, in UTF-8 bytes.
 MAX_INSTRUMENT_ID_BYTES = 4096
-#: A link longer than this is cut and ends in a hash: the file systems and tools behind HDF5 viewers stop at 255.
+#: A link longer than this is cut and ends in a hash: the file systems and tools behind HDF5 viewers stop at
+#: 255.
 _MAX_LINK_BYTES = 200
 
 
@@ -69,11 +70,15 @@ def instrument_link(instrument_id: str) -> str:
         The id is empty, no text, or longer than 4,096 bytes.
     """
     if not isinstance(instrument_id, str) or not instrument_id:
-        raise InvalidValueError(f"instrument id {instrument_id!r} is empty or no text: give it a name such as 'camera_1'")
+        raise InvalidValueError(
+            f"instrument id {instrument_id!r} is empty or no text: give it a name such as 'camera_1'"
+        )
     try:
         size = len(instrument_id.encode())
     except UnicodeEncodeError:
-        raise InvalidValueError(f"instrument id {instrument_id!r} is no valid Unicode: remove lone surrogates") from None
+        raise InvalidValueError(
+            f"instrument id {instrument_id!r} is no valid Unicode: remove lone surrogates"
+        ) from None
     if size > MAX_INSTRUMENT_ID_BYTES:
         raise InvalidValueError(
             f"instrument id {instrument_id[:40]!r}… has {size} bytes: use at most {MAX_INSTRUMENT_ID_BYTES}"

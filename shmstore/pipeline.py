@@ -1,7 +1,8 @@
 """The codec pipeline: chunks go to N codec threads and come back in order, through a bounded window.
 
-Whoever submits is the one thread that writes HDF5. A full window makes it wait for the oldest chunk, write that, and go
-on: so memory is bounded and order is kept, with no queue in between. Codec threads only ever see bytes.
+Whoever submits is the one thread that writes HDF5. A full window makes it wait for the oldest chunk, write
+that, and go on: so memory is bounded and order is kept, with no queue in between. Codec threads only ever see
+bytes.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class CodecPipeline:
     Attributes
     ----------
     submitted, written : int
-        Chunks taken in, and chunks written, since the start. A chunk's ticket is ``submitted`` after its submission;
-        it is in the file once ``written`` has reached that.
+        Chunks taken in, and chunks written, since the start. A chunk's ticket is ``submitted`` after its
+        submission; it is in the file once ``written`` has reached that.
     """
 
     def __init__(self, threads: int, window_bytes: int, ready: Callable[[], None]) -> None:
@@ -71,7 +72,8 @@ class CodecPipeline:
         chunk
             Its bytes; borrowed until it is written.
         encode
-            Runs on a codec thread; ``None`` leaves the chunk to the filters that HDF5 itself runs, if there are any.
+            Runs on a codec thread; ``None`` leaves the chunk to the filters that HDF5 itself runs, if there
+            are any.
         as_it_is
             Store the chunk unfiltered.
         """

@@ -1,7 +1,7 @@
 """The producer: puts batches into its own ring, and waits for nothing but space in it.
 
-A producer is picklable: it travels by name, and the process that first uses it becomes its only user. The kernel holds
-that place, so a producer that dies gives it up.
+A producer is picklable: it travels by name, and the process that first uses it becomes its only user. The
+kernel holds that place, so a producer that dies gives it up.
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ from shmstore.config import ResolvedInstrument
 from shmstore.control import ControlConnection, raise_error
 from shmstore.descriptor import Descriptor
 from shmstore.encoding import check
-from shmstore.errors import BatchTooLargeError, BrokenError, ClosedError, RingFullError, SchemaMismatchError, ShmStoreError
+from shmstore.errors import (
+    BatchTooLargeError,
+    BrokenError,
+    ClosedError,
+    RingFullError,
+    SchemaMismatchError,
+    ShmStoreError,
+)
 from shmstore.layout import Layout, plan
 from shmstore.queue import DescriptorQueue
 from shmstore.ring import SLOT_HEADER_BYTES, Kind, Life, Ring
@@ -37,7 +44,8 @@ from shmstore.stats import ProducerStats
 _LOOK_S = 0.1
 #: How long the writer may take to say, at the end of a recording, which slots it took.
 _LAST_WORD_S = 30.0
-#: A put is cut so that at least this many slots fit the ring: the writer empties one while the next is filled.
+#: A put is cut so that at least this many slots fit the ring: the writer empties one while the next is
+#: filled.
 _SLOTS_PER_RING = 4
 
 
@@ -63,8 +71,8 @@ class _Declared(NamedTuple):
 class Producer:
     """Puts the batches of one instrument into shared memory. Made by ``storage.producer()``.
 
-    Not thread-safe beyond what a lock gives: concurrent calls take turns. Picklable as long as this process has not
-    used it.
+    Not thread-safe beyond what a lock gives: concurrent calls take turns. Picklable as long as this process
+    has not used it.
 
     Attributes
     ----------
@@ -72,7 +80,9 @@ class Producer:
         What it feeds.
     """
 
-    def __init__(self, folder: Path, number: int, config: ResolvedInstrument, schema: pa.Schema | None, schema_id: int) -> None:
+    def __init__(
+        self, folder: Path, number: int, config: ResolvedInstrument, schema: pa.Schema | None, schema_id: int
+    ) -> None:
         self.instrument_id = config.instrument_id
         self._folder = folder
         self._number = number
@@ -91,7 +101,7 @@ class Producer:
         """The schema of every batch; ``None`` until the first batch, if none was given."""
         return self._declared.schema if self._declared else self._given[0]
 
-    # -- putting ------------------------------------------------------------------------------------------------
+    # -- putting ---------------------------------------------------------------------------------------------
 
     def put(self, batch: Any, timeout: float | None = None) -> int | None:
         """Copy a batch into the ring; it is recorded whatever happens to this process afterwards.
@@ -99,9 +109,9 @@ class Producer:
         Parameters
         ----------
         batch
-            A ``RecordBatch``, ``Table``, anything with ``__arrow_c_array__`` or ``__arrow_c_stream__``, or a serialized
-            Arrow IPC stream. Not kept: the caller may change or free it at once. What does not fit the ring as a
-            whole is cut into slices of rows.
+            A ``RecordBatch``, ``Table``, anything with ``__arrow_c_array__`` or ``__arrow_c_stream__``, or a
+            serialized Arrow IPC stream. Not kept: the caller may change or free it at once. What does not fit
+            the ring as a whole is cut into slices of rows.
         timeout
             Longest wait for space in seconds, under the policy ``block``; by default ``put_timeout_s``.
 
@@ -171,7 +181,9 @@ class Producer:
             check(declared.layout.columns[index], batch.column(index))
         return declared
 
-    def _cut(self, batch: pa.RecordBatch, declared: _Declared, ring: Ring) -> list[tuple[pa.RecordBatch, int]]:
+    def _cut(
+        self, batch: pa.RecordBatch, declared: _Declared, ring: Ring
+    ) -> list[tuple[pa.RecordBatch, int]]:
         """Cut a batch into slices that the ring takes easily; each with the bytes that it needs."""
         size = declared.writer.size(batch)
         easy = ring.capacity // _SLOTS_PER_RING - SLOT_HEADER_BYTES
@@ -189,13 +201,13 @@ class Producer:
         slices = [batch.slice(start, step) for start in range(0, batch.num_rows, step)]
         return [cut for part in slices for cut in self._cut(part, declared, ring)]
 
-    # -- loans --------------------------------------------------------------------------------------------------
+    # -- loans -----------------------------------------------------------------------------------------------
 
     def loan(self, rows: int, timeout: float | None = None) -> Loan:
         """Lend the ring's own memory for ``rows`` rows, to be filled in place: no copy at all.
 
-        Use it as a context manager: leaving the block seals it, an exception in the block gives the space back unseen. The
-        arrays are valid within the block only.
+        Use it as a context manager: leaving the block seals it, an exception in the block gives the space
+        back unseen. The arrays are valid within the block only.
 
         Parameters
         ----------
@@ -217,7 +229,9 @@ class Producer:
             self._attach()
             self._check_alive()
             if self._loaned:
-                raise ShmStoreError(f"a loan of {self.instrument_id!r} is open: leave its block before the next")
+                raise ShmStoreError(
+                    f"a loan of {self.instrument_id!r} is open: leave its block before the next"
+                )
             if rows < 0:
                 raise ValueError(f"{self.instrument_id!r}: a loan has 0 rows or more, not {rows}")
             declared = self._declared or self._declare(self._given[0])
@@ -236,12 +250,16 @@ class Producer:
                 return None
             declared = self._declared
             if declared is None:
-                raise ClosedError(f"the producer of {self.instrument_id!r} was closed while a loan was open: its rows are gone")
+                raise ClosedError(
+                    f"the producer of {self.instrument_id!r} was closed while a loan was open: its rows are gone"
+                )
             return self._seal(Kind.PLAIN, len(body), rows, declared.schema_id, 0)
 
-    # -- the ring -----------------------------------------------------------------------------------------------
+    # -- the ring --------------------------------------------------------------------------------------------
 
-    def _room(self, size: int, rows: int, timeout: float | None, *, may_drop: bool = True) -> memoryview | None:
+    def _room(
+        self, size: int, rows: int, timeout: float | None, *, may_drop: bool = True
+    ) -> memoryview | None:
         """Reserve a body, waiting as the policy says; ``None``: the rows were dropped by policy."""
         _, _, ring, queue = self._attach()
         body = ring.reserve(size)
@@ -258,7 +276,9 @@ class Producer:
         try:
             while True:
                 ring.set_waiting(True)
-                body = ring.reserve(size)  # once more: the writer may have released before it saw that we wait
+                body = ring.reserve(
+                    size
+                )  # once more: the writer may have released before it saw that we wait
                 if body is not None:
                     return body
                 left = _LOOK_S if deadline is None else min(_LOOK_S, deadline - time.monotonic())
@@ -279,7 +299,8 @@ class Producer:
         position = ring.position
         sequence = ring.seal(kind, size, rows, schema_id, skip)
         queue.ring(Descriptor(ring.number, sequence, position, size, schema_id, rows))
-        # Sealed first, looked second: a recording that ends meanwhile either took the slot or says that it did not.
+        # Sealed first, looked second: a recording that ends meanwhile either took the slot or says that it
+        # did not.
         if not session.recording:
             self._await_last_word(sequence, rows)
         return sequence
@@ -289,7 +310,9 @@ class Producer:
         deadline = time.monotonic() + _LAST_WORD_S
         while (taken := ring.taken_at_end()) is None and session.state == State.CLOSING:
             if time.monotonic() > deadline:
-                raise BrokenError(f"the writer does not say whether it took batch {sequence} of {self.instrument_id!r}")
+                raise BrokenError(
+                    f"the writer does not say whether it took batch {sequence} of {self.instrument_id!r}"
+                )
             queue.wait_for_space(0.01)
         if taken is not None and sequence < taken:
             return
@@ -298,11 +321,17 @@ class Producer:
 
     def _check_alive(self, rejected_rows: int = 0) -> None:
         if self._ended is not None:
-            raise ClosedError(f"this producer of {self.instrument_id!r} was closed: make a new one with storage.producer()")
+            raise ClosedError(
+                f"this producer of {self.instrument_id!r} was closed: make a new one with storage.producer()"
+            )
         attachment = self._attach()
         if attachment.session.recording:
             # The owner's own process cannot ask the kernel about itself; it need not, either.
-            if not rejected_rows or attachment.session.owner_pid == os.getpid() or attachment.session.owner_lives:
+            if (
+                not rejected_rows
+                or attachment.session.owner_pid == os.getpid()
+                or attachment.session.owner_lives
+            ):
                 return
         attachment.ring.count_rejected(rejected_rows)
         self._raise_end()
@@ -311,9 +340,11 @@ class Producer:
         session = self._attach().session
         if session.state == State.BROKEN:
             raise_error(*session.failure())
-        raise ClosedError(f"the recording that {self.instrument_id!r} belongs to has ended: these rows were not taken")
+        raise ClosedError(
+            f"the recording that {self.instrument_id!r} belongs to has ended: these rows were not taken"
+        )
 
-    # -- attaching ----------------------------------------------------------------------------------------------
+    # -- attaching -------------------------------------------------------------------------------------------
 
     def _attach(self) -> _Attachment:
         """Map ring and queue in this process, and become the ring's only user."""
@@ -321,7 +352,9 @@ class Producer:
         if attachment is not None and attachment.pid == os.getpid():
             return attachment
         if self._ended is not None:
-            raise ClosedError(f"this producer of {self.instrument_id!r} was closed: make a new one with storage.producer()")
+            raise ClosedError(
+                f"this producer of {self.instrument_id!r} was closed: make a new one with storage.producer()"
+            )
         # After a fork the inherited maps belong to the parent's place: leave them alone and open anew.
         session = Session.attach(self._folder)
         ring = Ring.attach(session.ring_path(self._number))
@@ -333,7 +366,9 @@ class Producer:
                 f"this producer of {self.instrument_id!r} is in use by process {pid}: each process needs its own, from "
                 "storage.producer()"
             )
-        self._attachment = _Attachment(os.getpid(), session, ring, DescriptorQueue.attach(session.queue_path(self._number)))
+        self._attachment = _Attachment(
+            os.getpid(), session, ring, DescriptorQueue.attach(session.queue_path(self._number))
+        )
         self._lock = threading.RLock() if attachment is not None else self._lock
         if self._declared is None and self._given[0] is not None:
             self._declared = self._describe(*self._given)
@@ -357,10 +392,12 @@ class Producer:
 
     def _describe(self, schema: pa.Schema, schema_id: int) -> _Declared:
         layout = plan(schema, lambda name: self._config.column(name).strings)
-        checked = tuple(column.index for column in layout.columns if column.encoding not in ("plain", "bool", "packed"))
+        checked = tuple(
+            column.index for column in layout.columns if column.encoding not in ("plain", "bool", "packed")
+        )
         return _Declared(schema, schema_id, layout, BatchWriter(schema), checked)
 
-    # -- counts and the end -------------------------------------------------------------------------------------
+    # -- counts and the end ----------------------------------------------------------------------------------
 
     def stats(self) -> ProducerStats:
         """Return this producer's counts; reads shared memory only."""
@@ -406,7 +443,9 @@ class Producer:
         """Return the producer itself."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close, or abort after an exception."""
         self._end(Life.ABORTED if kind else Life.CLOSED)
 
@@ -421,7 +460,13 @@ class Producer:
         return _unpickle, (str(self._folder), self._number, self._config, schema, schema_id)
 
     def __repr__(self) -> str:
-        state = self._ended.name.lower() if self._ended is not None else "attached" if self._attachment else "not in use yet"
+        state = (
+            self._ended.name.lower()
+            if self._ended is not None
+            else "attached"
+            if self._attachment
+            else "not in use yet"
+        )
         return f"<Producer of {self.instrument_id!r}: {state}>"
 
 
@@ -434,8 +479,9 @@ def _unpickle(
 class Loan:
     """A slot of the ring on loan: numpy arrays over shared memory, one a column. Made by `Producer.loan`.
 
-    Within the ``with`` block, ``loan["column"]`` is a writable array ``(rows, *item_shape)``; what it held before is
-    undefined, so every element must be set. At the end of the block the rows are sealed and the arrays become read-only.
+    Within the ``with`` block, ``loan["column"]`` is a writable array ``(rows, *item_shape)``; what it held
+    before is undefined, so every element must be set. At the end of the block the rows are sealed and the
+    arrays become read-only.
 
     Attributes
     ----------
@@ -471,7 +517,9 @@ class Loan:
         """Return the loan itself."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Seal, or give the space back unseen after an exception."""
         body, self._body = self._body, None
         if body is None:

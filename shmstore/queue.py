@@ -1,9 +1,10 @@
 """The descriptor queue: one `multiprocessing` pipe per producer, fixed records, never blocking, bound to no process.
 
-`multiprocessing.Queue` cannot serve: a process killed while it waits in ``get()`` takes the reader lock along, and the
-queue is dead for everyone. Here there is no lock. Records are 64 bytes, below ``PIPE_BUF``, so the kernel writes each
-whole or not at all; each queue has one producer. The pipe has a name in the session's folder, so that it reaches any
-process under any start method, and both sides hold both of its ends, so that neither notices when the other is replaced.
+`multiprocessing.Queue` cannot serve: a process killed while it waits in ``get()`` takes the reader lock
+along, and the queue is dead for everyone. Here there is no lock. Records are 64 bytes, below ``PIPE_BUF``, so
+the kernel writes each whole or not at all; each queue has one producer. The pipe has a name in the session's
+folder, so that it reaches any process under any start method, and both sides hold both of its ends, so that
+neither notices when the other is replaced.
 
 The module moves descriptors and wakes whoever waits; the ring is the truth.
 """
@@ -27,7 +28,8 @@ _BATCH = 256
 class DescriptorQueue:
     """Descriptors one way, and a bell that says "space came free" the other way.
 
-    Made by :meth:`create` in one process, opened by :meth:`attach` in others; each object belongs to one process.
+    Made by :meth:`create` in one process, opened by :meth:`attach` in others; each object belongs to one
+    process.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,7 +53,7 @@ class DescriptorQueue:
         """Open the pipes that somebody else made."""
         return cls(path)
 
-    # -- the producer's side ------------------------------------------------------------------------------------
+    # -- the producer's side ---------------------------------------------------------------------------------
 
     def ring(self, descriptor: Descriptor) -> None:
         """Announce a sealed slot. Never blocks: when the pipe is full, the writer is awake already."""
@@ -67,7 +69,7 @@ class DescriptorQueue:
         _drain(self._space)
         return True
 
-    # -- the writer's side --------------------------------------------------------------------------------------
+    # -- the writer's side -----------------------------------------------------------------------------------
 
     def fileno(self) -> int:
         """Return the descriptor to select on: readable while descriptors wait."""
@@ -100,7 +102,7 @@ class DescriptorQueue:
         with contextlib.suppress(BlockingIOError):
             os.write(self._space.fileno(), b"\0")
 
-    # -- both ---------------------------------------------------------------------------------------------------
+    # -- both ------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Close this process's ends."""

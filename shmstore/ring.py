@@ -1,8 +1,9 @@
 """The ring: variable-size slots in a shared-memory byte ring, one producer, one consumer.
 
 A slot lives as in Plasma: *create* (a loan) → *seal* → *borrow* → *release*. Unsealed is invisible, sealed is
-immutable. Slots are allocated and released in order, each contiguous (a pad slot fills the end of the lap), and 64-byte
-aligned. The slot header is the truth: the consumer finds sealed slots by walking the ring, and needs no descriptor.
+immutable. Slots are allocated and released in order, each contiguous (a pad slot fills the end of the lap),
+and 64-byte aligned. The slot header is the truth: the consumer finds sealed slots by walking the ring, and
+needs no descriptor.
 
 The ring moves bytes. It knows neither Arrow nor HDF5 nor how the consumer is woken.
 
@@ -13,11 +14,12 @@ Shared-memory layout, little-endian, all words 8 bytes, each written by one side
     2048   consumer words   see ``_C_*``
     4096   slots: 64-byte header, then the body, padded to 64
 
-Positions are absolute byte counts since the ring was made and never wrap; ``position % capacity`` is the place. A
-position is therefore also a generation: a header left by an earlier lap carries another one and cannot be mistaken.
+Positions are absolute byte counts since the ring was made and never wrap; ``position % capacity`` is the
+place. A position is therefore also a generation: a header left by an earlier lap carries another one and
+cannot be mistaken.
 
-Python gives no memory fences. On x86-64 stores become visible in program order, which is what sealing needs; on
-weaker machines the header's CRC and the system call that rings the bell stand in for it.
+Python gives no memory fences. On x86-64 stores become visible in program order, which is what sealing needs;
+on weaker machines the header's CRC and the system call that rings the bell stand in for it.
 """
 
 from __future__ import annotations
@@ -42,11 +44,13 @@ _PRODUCER_OFFSET, _CONSUMER_OFFSET, _WORDS = 1024, 2048, 16
 #: Producer's words: next position, life (see `Life`), and counts.
 _P_HEAD, _P_LIFE, _P_SEQUENCE, _P_SEALED_ROWS, _P_WAITING = 0, 1, 2, 3, 4
 _P_DROPPED_ROWS, _P_REJECTED_ROWS, _P_SEALED_BYTES, _P_PID = 5, 6, 7, 8
-#: Consumer's words: released up to (position), the first sequence number that will not be taken any more (plus 1; 0
-#: while recording), and the highest use seen.
+#: Consumer's words: released up to (position), the first sequence number that will not be taken any more
+#: (plus 1; 0 while recording), and the highest use seen.
 _C_TAIL, _C_FINAL, _C_HIGH_WATER = 0, 1, 2
 
-_HEADER = struct.Struct("<IHHQQQQIII")  # magic, kind, -, position, sequence, length, row start, rows, schema id, skip
+_HEADER = struct.Struct(
+    "<IHHQQQQIII"
+)  # magic, kind, -, position, sequence, length, row start, rows, schema id, skip
 _CRC_AT = _HEADER.size
 _CRC = struct.Struct("<I")
 _SLOT_MAGIC = 0x544F_4C53  # "SLOT"
@@ -124,7 +128,9 @@ class Ring:
             raise BrokenError(f"{segment.path} is no ring: it has only {segment.size} bytes")
         magic, version, capacity, number = _IDENTITY.unpack_from(segment.view)
         if magic != _MAGIC or version != _VERSION:
-            raise BrokenError(f"{segment.path} is no ring of this version of shmstore: end the recording that made it")
+            raise BrokenError(
+                f"{segment.path} is no ring of this version of shmstore: end the recording that made it"
+            )
         if capacity != segment.size - HEADER_BYTES or capacity % ALIGNMENT:
             raise BrokenError(f"{segment.path} is damaged: it claims {capacity} bytes of {segment.size}")
         self.segment = segment
@@ -150,7 +156,7 @@ class Ring:
         """Map an existing ring."""
         return cls(Segment.attach(path))
 
-    # -- the producer's side ------------------------------------------------------------------------------------
+    # -- the producer's side ---------------------------------------------------------------------------------
 
     def claim(self, pid: int) -> bool:
         """Become the ring's only producer; ``False`` if another living process is. The kernel ends it at death."""
@@ -193,13 +199,16 @@ class Ring:
         head: int = self._producer[_P_HEAD]
         used = head - self._consumer[_C_TAIL]
         if not 0 <= used <= self.capacity:
-            raise BrokenError(f"ring {self.number} is damaged: it claims {used} of {self.capacity} bytes in use")
+            raise BrokenError(
+                f"ring {self.number} is damaged: it claims {used} of {self.capacity} bytes in use"
+            )
         place = head % self.capacity
         room_to_end = self.capacity - place
         if need > room_to_end:
             if used + room_to_end > self.capacity:
                 return None
-            # The lap's end is filled first and on its own, so that it can be released while the producer waits.
+            # The lap's end is filled first and on its own, so that it can be released while the producer
+            # waits.
             self._write_header(place, Kind.PAD, head, 0, room_to_end - SLOT_HEADER_BYTES, 0, 0, 0, 0)
             head += room_to_end
             used += room_to_end
@@ -222,7 +231,9 @@ class Ring:
         head: int = words[_P_HEAD]
         sequence: int = words[_P_SEQUENCE]
         row_start: int = words[_P_SEALED_ROWS]
-        self._write_header(head % self.capacity, kind, head, sequence, length, row_start, rows, schema_id, skip)
+        self._write_header(
+            head % self.capacity, kind, head, sequence, length, row_start, rows, schema_id, skip
+        )
         words[_P_SEQUENCE] = sequence + 1
         words[_P_SEALED_ROWS] = row_start + rows
         words[_P_SEALED_BYTES] += length
@@ -230,7 +241,16 @@ class Ring:
         return sequence
 
     def _write_header(
-        self, place: int, kind: int, head: int, sequence: int, length: int, row_start: int, rows: int, schema: int, skip: int
+        self,
+        place: int,
+        kind: int,
+        head: int,
+        sequence: int,
+        length: int,
+        row_start: int,
+        rows: int,
+        schema: int,
+        skip: int,
     ) -> None:
         header = _HEADER.pack(_SLOT_MAGIC, kind, 0, head, sequence, length, row_start, rows, schema, skip)
         self._slots[place : place + _CRC_AT] = header
@@ -259,7 +279,7 @@ class Ring:
         final: int = self._consumer[_C_FINAL]
         return final - 1 if final else None
 
-    # -- both sides ---------------------------------------------------------------------------------------------
+    # -- both sides ------------------------------------------------------------------------------------------
 
     @property
     def used(self) -> int:
@@ -327,7 +347,7 @@ class Ring:
         high: int = self._consumer[_C_HIGH_WATER]
         return high
 
-    # -- the consumer's side ------------------------------------------------------------------------------------
+    # -- the consumer's side ---------------------------------------------------------------------------------
 
     def borrow(self) -> Slot | None:
         """Take the next sealed slot, in order; ``None`` when there is none yet.
@@ -356,7 +376,9 @@ class Ring:
                 or place + (end - position) > self.capacity
                 or skip > length
             ):
-                raise BrokenError(f"ring {self.number} is damaged at position {position}: its header does not hold together")
+                raise BrokenError(
+                    f"ring {self.number} is damaged at position {position}: its header does not hold together"
+                )
             self._cursor = end
             if kind == Kind.PAD:
                 if not self._borrowed:
@@ -385,7 +407,8 @@ class Ring:
         """
         slot.body.release()
         self._borrowed -= 1
-        # A pad that was passed since goes with the last slot before it: the producer may be waiting for that space.
+        # A pad that was passed since goes with the last slot before it: the producer may be waiting for that
+        # space.
         self._consumer[_C_TAIL] = slot.end if self._borrowed else self._cursor
 
     def finish(self, taken: int) -> None:

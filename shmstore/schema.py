@@ -11,8 +11,8 @@ import pyarrow as pa
 def to_json(schema: pa.Schema) -> str:
     """Describe a schema as JSON that any language can read.
 
-    The exact schema stands beside in Arrow's own serialized form; this one is for people and for tools that know no
-    Arrow: a list of fields with ``name``, ``type`` (Arrow's spelling), ``nullable`` and ``metadata``.
+    The exact schema stands beside in Arrow's own serialized form; this one is for people and for tools that
+    know no Arrow: a list of fields with ``name``, ``type`` (Arrow's spelling), ``nullable`` and ``metadata``.
 
     Examples
     --------
@@ -59,4 +59,6 @@ def _field_to_dict(field: pa.Field) -> dict[str, Any]:
 
 
 def _metadata_to_dict(metadata: dict[bytes, bytes]) -> dict[str, str]:
-    return {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, value in metadata.items()}
+    return {
+        key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, value in metadata.items()
+    }

@@ -1,7 +1,7 @@
 """Segments: files in shared memory, reserved in full when made, mapped, and removed by their owner.
 
-A segment is bytes; what they mean is the business of the ring, the tails and the session page. Linux only: it needs
-``posix_fallocate`` on tmpfs, ``MAP_POPULATE`` and open-file-description locks.
+A segment is bytes; what they mean is the business of the ring, the tails and the session page. Linux only: it
+needs ``posix_fallocate`` on tmpfs, ``MAP_POPULATE`` and open-file-description locks.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from shmstore.errors import StorageError, storage_error
 ALIGNMENT = 64
 
 _POPULATE = getattr(mmap, "MAP_POPULATE", 0)
-# Open-file-description locks (fcntl.h): owned by the open file, so the kernel frees them the moment the last holder is
-# gone, killed or not; the constants are in Python's fcntl only since 3.9 on some builds.
+# Open-file-description locks (fcntl.h): owned by the open file, so the kernel frees them the moment the last
+# holder is gone, killed or not; the constants are in Python's fcntl only since 3.9 on some builds.
 _F_OFD_GETLK, _F_OFD_SETLK = 36, 37
 _FLOCK = struct.Struct("hhqqi4x")  # l_type, l_whence, l_start, l_len, l_pid
 
@@ -30,8 +30,8 @@ _FLOCK = struct.Struct("hhqqi4x")  # l_type, l_whence, l_start, l_len, l_pid
 class Segment:
     """One file in shared memory, mapped read-write into this process.
 
-    Made by :meth:`create` (which reserves and pre-faults all of it) or :meth:`attach`. The mapping belongs to this
-    object until :meth:`close`; the file stays until somebody calls :meth:`unlink`.
+    Made by :meth:`create` (which reserves and pre-faults all of it) or :meth:`attach`. The mapping belongs to
+    this object until :meth:`close`; the file stays until somebody calls :meth:`unlink`.
 
     Attributes
     ----------
@@ -57,21 +57,24 @@ class Segment:
         Raises
         ------
         StorageError
-            The file exists, or the filesystem cannot hold it: then nothing is left behind, and the message says how
-            to enlarge shared memory.
+            The file exists, or the filesystem cannot hold it: then nothing is left behind, and the message
+            says how to enlarge shared memory.
         """
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise storage_error(error, "make a shared-memory segment", path) from None
         try:
-            # tmpfs lets ftruncate exceed what is left and answers the first touch with SIGBUS; this fails here.
+            # tmpfs lets ftruncate exceed what is left and answers the first touch with SIGBUS; this fails
+            # here.
             os.posix_fallocate(fd, 0, size)
             return cls(path, fd, size)
         except OSError as error:
             os.close(fd)
             path.unlink()
-            raise storage_error(error, f"reserve {_amount(size)} of shared memory", path, _enlarge(path)) from None
+            raise storage_error(
+                error, f"reserve {_amount(size)} of shared memory", path, _enlarge(path)
+            ) from None
 
     @classmethod
     def attach(cls, path: Path) -> Self:
@@ -114,8 +117,8 @@ class Segment:
     def close(self) -> None:
         """Unmap. Locks held through this object are freed; the file stays.
 
-        What slices of :attr:`view`, or arrays over them, still look at stays mapped until the last of them goes: to
-        unmap under them would be a crash.
+        What slices of :attr:`view`, or arrays over them, still look at stays mapped until the last of them
+        goes: to unmap under them would be a crash.
         """
         if self._fd < 0:
             return

@@ -1,8 +1,8 @@
 """The session: a private folder in shared memory where a recording's rings, queues, tails and sockets have their names.
 
-``<shm_dir>/shmstore-<name>/`` is made 0700, its files 0600. It holds ``page`` (state that every producer can read
-without asking), ``control`` (the writer's socket), ``ring-<n>``, ``queue-<n>`` and ``tails-<n>``. Whether the owner lives
-is asked of the kernel, through a lock on ``page``, never of a clock.
+``<shm_dir>/shmstore-<name>/`` is made 0700, its files 0600. It holds ``page`` (state that every producer can
+read without asking), ``control`` (the writer's socket), ``ring-<n>``, ``queue-<n>`` and ``tails-<n>``.
+Whether the owner lives is asked of the kernel, through a lock on ``page``, never of a clock.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class State(enum.IntEnum):
 class Session:
     """One recording's folder and page, in this process.
 
-    Made by :meth:`create` (the owner) or :meth:`attach` (writer, producers, clients). Close it in each process; the
-    owner also removes it.
+    Made by :meth:`create` (the owner) or :meth:`attach` (writer, producers, clients). Close it in each
+    process; the owner also removes it.
     """
 
     def __init__(self, folder: Path, page: Segment) -> None:
@@ -98,7 +98,7 @@ class Session:
         """
         return cls(folder, Segment.attach(folder / "page"))
 
-    # -- state --------------------------------------------------------------------------------------------------
+    # -- state -----------------------------------------------------------------------------------------------
 
     @property
     def state(self) -> State:
@@ -154,7 +154,7 @@ class Session:
         kind, message = json.loads(text)
         return str(kind), str(message)
 
-    # -- names --------------------------------------------------------------------------------------------------
+    # -- names -----------------------------------------------------------------------------------------------
 
     @property
     def control_path(self) -> Path:
@@ -173,7 +173,7 @@ class Session:
         """Where a segment of tails is."""
         return self.folder / f"tails-{number}"
 
-    # -- end ----------------------------------------------------------------------------------------------------
+    # -- end -------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Unmap the page in this process; an owner's lock ends with it."""
@@ -191,7 +191,9 @@ class Session:
 def session_folder(shm_dir: Path, name: str) -> Path:
     """Return the folder of the session ``name``, which must be a plain file name of up to 64 characters."""
     if not _NAME.fullmatch(name):
-        raise ConfigError(f"session name {name!r} is not plain: use letters, digits, '.', '_' and '-', at most 64 of them")
+        raise ConfigError(
+            f"session name {name!r} is not plain: use letters, digits, '.', '_' and '-', at most 64 of them"
+        )
     return shm_dir / (_PREFIX + name)
 
 

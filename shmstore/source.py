@@ -1,7 +1,7 @@
 """A source: one producer's ring as the writer sees it, with the account of what came out of it.
 
-The source takes sealed slots in order, checks that none is missing, and gives their space back once they are safe. It
-knows nothing of Arrow or HDF5.
+The source takes sealed slots in order, checks that none is missing, and gives their space back once they are
+safe. It knows nothing of Arrow or HDF5.
 """
 
 from __future__ import annotations

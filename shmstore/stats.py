@@ -34,7 +34,8 @@ class ProducerStats(_Counts):
     Attributes
     ----------
     accepted, dropped, rejected : int
-        Rows handed to :meth:`put` or :meth:`loan`; dropped by the policy ``drop_newest``; refused with an error.
+        Rows handed to :meth:`put` or :meth:`loan`; dropped by the policy ``drop_newest``; refused with an
+        error.
     sealed : int
         Rows placed in the ring: ``accepted - dropped - rejected``.
     batches : int
@@ -140,6 +141,10 @@ class StorageStats(InstrumentStats):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Rebuild from :meth:`to_dict`."""
-        instruments = {name: InstrumentStats.from_dict(counts) for name, counts in values["instruments"].items()}
+        instruments = {
+            name: InstrumentStats.from_dict(counts) for name, counts in values["instruments"].items()
+        }
         known = {item.name for item in fields(cls)}
-        return cls(**{**{key: value for key, value in values.items() if key in known}, "instruments": instruments})
+        return cls(
+            **{**{key: value for key, value in values.items() if key in known}, "instruments": instruments}
+        )

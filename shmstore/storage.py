@@ -1,7 +1,8 @@
 """The storage: owns a recording. Starts the writer process, hands out producers, closes and checks the account.
 
-The writer is started as a fresh interpreter, never forked and never spawned through `multiprocessing`: so the owner may be
-a script without a ``__main__`` guard, a REPL, a notebook, a thread or a daemon, under any start method.
+The writer is started as a fresh interpreter, never forked and never spawned through `multiprocessing`: so the
+owner may be a script without a ``__main__`` guard, a REPL, a notebook, a thread or a daemon, under any start
+method.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class HDF5Storage:
         self._final: StorageStats | None = None
         self._finalizer: weakref.finalize[Any, HDF5Storage] | None = None
 
-    # -- life ---------------------------------------------------------------------------------------------------
+    # -- life ------------------------------------------------------------------------------------------------
 
     def start(self) -> Self:
         """Start the writer and make the file; returns when producers can be made. About 0.5 s.
@@ -144,7 +145,9 @@ class HDF5Storage:
             self._final = StorageStats.from_dict(report["stats"])
             if self._state == "partial":
                 problems = report["problems"]
-                more = f" (and {len(problems) - 1} more, see the file's accounting)" if len(problems) > 1 else ""
+                more = (
+                    f" (and {len(problems) - 1} more, see the file's accounting)" if len(problems) > 1 else ""
+                )
                 raise IncompleteFileError(f"{self._path} is incomplete: {problems[0]}{more}")
 
     def _take_down(self, *, killed: bool) -> None:
@@ -162,7 +165,7 @@ class HDF5Storage:
             session.remove()
             session.close()
 
-    # -- what the recording offers ------------------------------------------------------------------------------
+    # -- what the recording offers ---------------------------------------------------------------------------
 
     @property
     def path(self) -> Path:
@@ -227,7 +230,11 @@ class HDF5Storage:
     def _running(self) -> Client:
         client = self._client
         if client is None:
-            word = "was not started: call start() or use it in a with block" if self._state == "new" else "was closed"
+            word = (
+                "was not started: call start() or use it in a with block"
+                if self._state == "new"
+                else "was closed"
+            )
             raise ClosedError(f"the storage {word}")
         return client
 
@@ -235,7 +242,9 @@ class HDF5Storage:
         """Start."""
         return self.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close; after an exception too, since what was accepted must be in the file."""
         if kind is None:
             self.close()
@@ -250,7 +259,9 @@ class HDF5Storage:
 def _start_writer(session: Session, config: StorageConfig) -> tuple[subprocess.Popen[bytes], Path]:
     """Start the writer process and wait until it has made the file."""
     if not sys.executable:
-        raise BrokenError("this interpreter does not know its own executable: set sys.executable to start the writer")
+        raise BrokenError(
+            "this interpreter does not know its own executable: set sys.executable to start the writer"
+        )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listener:
         try:
             listener.bind(os.fspath(session.control_path))
@@ -305,7 +316,9 @@ def _await_answer(fd: int, process: subprocess.Popen[bytes]) -> Message:
         data += part
     if not data:
         code = process.wait(_EXIT_TIMEOUT_S)
-        raise BrokenError(f"the writer ended with exit code {code} before it came up: see its message on standard error")
+        raise BrokenError(
+            f"the writer ended with exit code {code} before it came up: see its message on standard error"
+        )
     message: Message = json.loads(data)
     return message
 

@@ -1,7 +1,7 @@
 """Tails: the ragged remainders of an instrument's columns, in shared memory, two buffers a stream.
 
-While one buffer's chunk is compressed and written, the next remainder grows in the other. They lie in shared memory so
-that they outlive the writer.
+While one buffer's chunk is compressed and written, the next remainder grows in the other. They lie in shared
+memory so that they outlive the writer.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The writer process: one thread that takes slots from rings, has them assembled, and commits them to the file.
 
-The loop takes a fair share from each ring, writes what the codec threads have ready, and commits on a budget of bytes and
-milliseconds: one file flush for all columns, after which the ring space is given back. In between it answers control
-requests. Nothing in it waits for a producer, and every wait has an end.
+The loop takes a fair share from each ring, writes what the codec threads have ready, and commits on a budget
+of bytes and milliseconds: one file flush for all columns, after which the ring space is given back. In
+between it answers control requests. Nothing in it waits for a producer, and every wait has an end.
 """
 
 from __future__ import annotations
@@ -70,7 +70,12 @@ class Writer:
     """
 
     def __init__(
-        self, session: Session, config: StorageConfig, file: RecordingFile, listener: socket.socket, owner_fd: int
+        self,
+        session: Session,
+        config: StorageConfig,
+        file: RecordingFile,
+        listener: socket.socket,
+        owner_fd: int,
     ) -> None:
         self._session = session
         self._config = config
@@ -99,7 +104,7 @@ class Writer:
         self._report: Message = {}
         self.owner_gone = False
 
-    # -- the loop -----------------------------------------------------------------------------------------------
+    # -- the loop --------------------------------------------------------------------------------------------
 
     def run(self) -> Message:
         """Record until told to close or abort, or until the owner dies; return the closing report."""
@@ -161,7 +166,9 @@ class Writer:
         try:
             schema = source.schemas.get(slot.schema_id)
             if schema is None or assembly.layout is None:
-                raise BrokenError(f"batch {slot.sequence} of {source.instrument_id!r} follows a schema never declared")
+                raise BrokenError(
+                    f"batch {slot.sequence} of {source.instrument_id!r} follows a schema never declared"
+                )
             if slot.kind == Kind.PLAIN:
                 plain = instrument.plain_layout
                 plain.check(slot.body, slot.rows)
@@ -184,7 +191,9 @@ class Writer:
                     source.instrument_id, read_ipc(slot.body, slot.skip, schema, slot.rows)
                 )
         path = path or self._quarantine.keep_bytes(source.instrument_id, slot.body)
-        self._problem(f"{slot.rows} rows of {source.instrument_id!r} are in {path}, not in the file: {reason}")
+        self._problem(
+            f"{slot.rows} rows of {source.instrument_id!r} are in {path}, not in the file: {reason}"
+        )
 
     def _give_up(self, source: Source, error: BrokenError) -> None:
         """Stop reading a ring that is damaged; what it holds beyond cannot be told from rubbish."""
@@ -196,12 +205,15 @@ class Writer:
         log.error(text)
         self._problems.append(text)
 
-    # -- commit and flush ---------------------------------------------------------------------------------------
+    # -- commit and flush ------------------------------------------------------------------------------------
 
     def _commit_is_due(self, now: float) -> bool:
         if not self._uncommitted:
             return False
-        if self._uncommitted >= self._config.commit_bytes or now - self._last_commit >= self._config.commit_interval_ms / 1000:
+        if (
+            self._uncommitted >= self._config.commit_bytes
+            or now - self._last_commit >= self._config.commit_interval_ms / 1000
+        ):
             return True
         return any(source.ring.used > source.ring.capacity // 4 for source in self._sources.values())
 
@@ -289,7 +301,7 @@ class Writer:
         del self._sources[source.number]
         source.close()
 
-    # -- control ------------------------------------------------------------------------------------------------
+    # -- control ---------------------------------------------------------------------------------------------
 
     def _wake(self) -> None:
         os.eventfd_write(self._wake_fd, 1)
@@ -426,7 +438,7 @@ class Writer:
             instruments={name: InstrumentStats(**entry) for name, entry in counts.items()},
         )
 
-    # -- the end ------------------------------------------------------------------------------------------------
+    # -- the end ---------------------------------------------------------------------------------------------
 
     def _finish(self, ending: str) -> Message:
         """Drain, check the account, stamp and close the file; tell whoever asked."""
@@ -447,7 +459,11 @@ class Writer:
             self._detach(source)
         problems = self._problems + self._imbalances()
         state = "aborted" if ending == "abort" else "partial" if problems else "complete"
-        accounting = {"producers": [account.to_dict() for account in self._accounts], "ok": not problems, "problems": problems}
+        accounting = {
+            "producers": [account.to_dict() for account in self._accounts],
+            "ok": not problems,
+            "problems": problems,
+        }
         statistics = self._statistics(state)
         rows = {instrument.assembly.link: instrument.assembly.rows for instrument in self._instruments}
         for instrument in self._instruments:
@@ -455,7 +471,11 @@ class Writer:
         self._file.finish(state, json.dumps(accounting), rows)
         self._session.state = State.CLOSED
         size = self._file.path.stat().st_size
-        report: Message = {"state": state, "problems": problems, "stats": statistics.to_dict() | {"file_bytes": size}}
+        report: Message = {
+            "state": state,
+            "problems": problems,
+            "stats": statistics.to_dict() | {"file_bytes": size},
+        }
         for peer in self._flush_waiters:
             self._reply(peer, report)
         self._pipeline.close()
@@ -466,7 +486,9 @@ class Writer:
         """Compare, per instrument, rows taken from the rings with rows in the file, independently counted."""
         found = []
         for instrument in self._instruments:
-            accounts = [account for account in self._accounts if account.instrument_id == instrument.instrument_id]
+            accounts = [
+                account for account in self._accounts if account.instrument_id == instrument.instrument_id
+            ]
             committed = sum(account.committed for account in accounts)
             lost = sum(account.lost for account in accounts)
             if committed != instrument.assembly.rows:
@@ -502,13 +524,18 @@ def main() -> int:
     try:
         writer.run()
     except BaseException as error:
-        reply = error_reply(error) if isinstance(error, Exception) else {"error": "BrokenError", "message": repr(error)}
+        reply = (
+            error_reply(error)
+            if isinstance(error, Exception)
+            else {"error": "BrokenError", "message": repr(error)}
+        )
         session.fail(reply["error"], f"the writer failed: {reply['message']}")
         log.exception("the writer failed")
         return 1
     if writer.owner_gone:
         session.remove()
-    # Nothing is left to do but for the interpreter to take itself apart, and the owner waits for this process.
+    # Nothing is left to do but for the interpreter to take itself apart, and the owner waits for this
+    # process.
     os._exit(0)
 
 
@@ -526,7 +553,9 @@ def _create_file(config: StorageConfig, application: str) -> RecordingFile:
     while True:
         name = config.filename or (f"{stem}_{count}.h5" if count else f"{stem}.h5")
         try:
-            return RecordingFile.create(config.output_dir.absolute() / name, attributes, json.dumps(config.to_dict()))
+            return RecordingFile.create(
+                config.output_dir.absolute() / name, attributes, json.dumps(config.to_dict())
+            )
         except StorageError as error:
             if config.filename or not isinstance(error.__context__, FileExistsError):
                 raise

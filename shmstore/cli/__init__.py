@@ -63,7 +63,6 @@ def _parser() -> Parser:
         description="Record Arrow batches from any number of processes into one HDF5 file.",
         epilog="Exit codes: 0 complete; 1 something was lost, refused or wrong; 2 wrong call or input; "
         "3 the environment failed.",
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"shmstore {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)

@@ -110,6 +110,7 @@ class Ingestion:
     ) -> None:
         self.problems: list[str] = []
         self.exit_code = 0
+        self._broken = False
         self._screen = screen
         self._config = config
         self._stopped = stopped
@@ -147,6 +148,7 @@ class Ingestion:
         """Take note that the recording itself failed."""
         self.problems.append(str(error))
         self.exit_code = exit_code(error)
+        self._broken = True
 
     def abort(self) -> None:
         """End without a complete file."""
@@ -179,7 +181,7 @@ class Ingestion:
         outcome.problems, outcome.exit_code = self.problems, self.exit_code
         outcome.interrupted = interrupted
         outcome.details["inputs"] = self._inputs
-        close(self._storage, outcome)
+        close(self._storage, outcome, broken=self._broken)
         self.exit_code = outcome.exit_code
         return outcome
 

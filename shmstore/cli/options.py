@@ -11,7 +11,11 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
+    """An argument parser whose errors are one line, and whose options are written out."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        settings["allow_abbrev"] = False
+        super().__init__(*arguments, **settings)
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and where help is, then exit with status 2."""

@@ -74,6 +74,7 @@ def record(
     with Interrupt() as interrupt:
         storage = HDF5Storage(config)
         storage.start()
+        broken = False
         outcome = Outcome(storage.path, 0.0, storage.stats())
         try:
             for key, value in metadata.items():
@@ -90,22 +91,31 @@ def record(
         except ShmStoreError as error:
             outcome.problems.append(str(error))
             outcome.exit_code = exit_code(error)
+            broken = True
         except BaseException:
             storage.abort()
             raise
-        close(storage, outcome)
+        close(storage, outcome, broken=broken)
         outcome.interrupted = interrupt.signal_name
     return outcome
 
 
-def close(storage: HDF5Storage, outcome: Outcome) -> None:
-    """Close the storage; what it says about the whole recording becomes part of the outcome."""
+def close(storage: HDF5Storage, outcome: Outcome, *, broken: bool = False) -> None:
+    """Close the storage; what it says about the whole recording becomes part of the outcome.
+
+    Parameters
+    ----------
+    storage, outcome
+        The recording, and what is known of it.
+    broken
+        Whether the recording's failure is among the problems already: closing would only say it again.
+    """
     from shmstore.inspection import describe
 
     try:
         storage.close()
     except (ShmStoreError, TimeoutError) as error:
-        if str(error) not in outcome.problems:
+        if not broken:
             outcome.problems.append(str(error))
         outcome.exit_code = max(outcome.exit_code, exit_code(error))
     with suppress(ClosedError):  # after a failure there are no final counts: the last ones stay

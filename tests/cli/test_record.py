@@ -55,7 +55,7 @@ def test_the_summary_names_every_instrument_and_ends_with_the_path(output_dir: P
     lines = result.stdout.splitlines()
     assert "rows/s" in lines[1]
     assert "MB on disk" in lines[1]
-    assert INSTRUMENTS <= {line.split()[0] for line in lines if line.strip()}
+    assert {line.split()[0] for line in lines if line.strip()} >= INSTRUMENTS
     assert Path(lines[-1]).parent == output_dir
     assert h5py.is_hdf5(lines[-1])
 
@@ -130,6 +130,36 @@ def test_a_killed_station_is_reported_and_the_rest_is_recorded(output_dir: Path)
     assert len(err.splitlines()) == 1
     with h5py.File(out.splitlines()[-1]) as file:
         assert 0 < file["cpu/time"].shape[0] < file["network/time"].shape[0]
+
+
+def test_a_killed_writer_is_one_line(output_dir: Path) -> None:
+    with running("record", "host", "--seconds", "0", cwd=output_dir) as process:
+        assert process.stdout is not None
+        read_until(process.stdout, lambda line: "rows/s" in line)
+        (writer,) = (
+            child
+            for child in psutil.Process(process.pid).children()
+            if any("shmstore.writer" in word for word in child.cmdline())
+        )
+        writer.kill()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "writer" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_killing_the_command_leaves_a_file_and_nothing_else(output_dir: Path) -> None:
+    # That no process and no shared memory stays is checked after every test.
+    with running("record", "host", "--seconds", "0", cwd=output_dir) as process:
+        assert process.stdout is not None
+        read_until(process.stdout, lambda line: "rows/s" in line)
+        writer_and_stations = psutil.Process(process.pid).children()
+        process.kill()
+        _, alive = psutil.wait_procs(writer_and_stations, timeout=20)
+    assert alive == []
+    (path,) = output_dir.glob("*.h5")
+    with h5py.File(path) as file:
+        assert file["cpu/time"].shape[0] > 0
 
 
 def test_nobody_reading_the_output_does_not_end_it(output_dir: Path) -> None:
