@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from shmstore.client import Client, connect
     from shmstore.config import ColumnConfig, InstrumentConfig, StorageConfig
     from shmstore.inspection import FileReport, describe
-    from shmstore.producer import Loan, Producer
+    from shmstore.loan import Loan
+    from shmstore.producer import Producer
     from shmstore.reader import Instrument, Recording, open, read
     from shmstore.stats import InstrumentStats, ProducerStats, StorageStats
     from shmstore.storage import HDF5Storage
@@ -41,7 +42,7 @@ _HOMES = {
     "Instrument": "reader",
     "InstrumentConfig": "config",
     "InstrumentStats": "stats",
-    "Loan": "producer",
+    "Loan": "loan",
     "Producer": "producer",
     "ProducerStats": "stats",
     "Recording": "reader",

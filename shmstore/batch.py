@@ -36,7 +36,7 @@ class BatchWriter:
 
     def __init__(self, schema: pa.Schema) -> None:
         self._schema = schema
-        self._schema_bytes = schema.serialize().size
+        self._schema_bytes = int(schema.serialize().size)
 
     def size(self, batch: pa.RecordBatch) -> int:
         """Return the bytes that a body for ``batch`` needs at most; reads no values."""
@@ -99,7 +99,8 @@ class PlainLayout:
         for column in layout.columns:
             if column.encoding not in ("plain", "bool"):
                 raise UnsupportedTypeError(
-                    f"column {column.name!r} ({layout.schema.field(column.index).type}) has no fixed width, so it cannot be "
+                    f"column {column.name!r} ({layout.schema.field(column.index).type}) has no fixed "
+                    "width, so it cannot be "
                     "loaned: use put()"
                 )
             stream = column.streams[0]
@@ -110,7 +111,7 @@ class PlainLayout:
         return sum(align(rows * _item_bytes(dtype, shape)) for _, dtype, shape in self.columns)
 
     def arrays(self, body: memoryview, rows: int) -> Iterator[tuple[Column, npt.NDArray[Any]]]:
-        """Give each column's array ``(rows, *item_shape)``, a view over the body, as writable as the body is."""
+        """Give each column's array ``(rows, *item_shape)``: a view over the body, writable if that is."""
         start = 0
         for column, dtype, shape in self.columns:
             count = rows * math.prod(shape)

@@ -1,4 +1,4 @@
-"""The client: what any process may ask of a running recording, whether it is a relative of the owner or not."""
+"""The client: what any process may ask of a running recording, relative of the owner or not."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ class Client:
                 self._connection = None
 
     def close(self) -> None:
-        """Hang up, and close the producers made here that this process uses; the recording goes on. May be called twice."""
+        """Hang up, and close the producers that were made here and are used here. May be called twice."""
         if not self._is_open:
             return
         self._is_open = False
@@ -298,7 +298,8 @@ def _plain(key: str, value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value  # NaN and infinity too: Python's JSON spells them, both ways
     raise InvalidValueError(
-        f"metadata {key!r} is a {type(value).__name__}: give text, a number, a boolean, or a list or mapping of them"
+        f"metadata {key!r} is a {type(value).__name__}: give text, a number, a boolean, or a list or "
+        "mapping of them"
     )
 
 

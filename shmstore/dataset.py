@@ -24,7 +24,7 @@ import numpy.typing as npt
 from h5py import h5d, h5p, h5s, h5t
 
 from shmstore.codec import Codec, Filter
-from shmstore.errors import InvalidValueError, StorageError, storage_error
+from shmstore.errors import StorageError, storage_error
 from shmstore.layout import Stream
 
 FORMAT_VERSION = "1.0"
@@ -34,7 +34,6 @@ _LIBVER = ("v110", "v110")
 _FILTER_OPTIONAL = 1
 #: Rows of a variable-length column in one chunk: 64 KiB of references.
 _VARIABLE_CHUNK_ITEMS = 4096
-_METADATA_LIMIT_BYTES = 16 * 2**20
 _HDF5PLUGIN = {
     "bzip2": "BZip2",
     "fcidecomp": "FciDecomp",
@@ -124,7 +123,7 @@ class Dataset:
         self.bytes_written = int(self.id.get_storage_size())
 
     def write_variable(self, start: int, items: npt.NDArray[Any]) -> None:
-        """Write variable-length items from ``start`` on, within the extent; HDF5 places their bytes itself."""
+        """Write variable-length items from ``start`` on, within the extent; HDF5 places their bytes."""
         self._write(start, items)
         self.bytes_written += sum(len(item) for item in items.tolist()) + items.nbytes
 
@@ -306,7 +305,7 @@ class RecordingFile:
     # -- rows ------------------------------------------------------------------------------------------------
 
     def open_dataset(self, path: str) -> h5d.DatasetID:
-        """Open a dataset by its path. Only variable-length ones have a chunk cache: all else is written directly."""
+        """Open a dataset by path, without a chunk cache unless its items are of variable length."""
         access = h5p.create(h5p.DATASET_ACCESS)
         if not self._is_variable(path):
             access.set_chunk_cache(0, 0, 1.0)
@@ -387,34 +386,9 @@ def metadata_attribute(value: Any) -> Any:
         kinds = {type(item) for item in value}
         if kinds == {str}:
             return np.array(value, dtype=h5py.string_dtype())
-        if (
-            kinds == {float}
-            or kinds == {bool}
-            or (kinds == {int} and all(-(2**63) <= item < 2**63 for item in value))
-        ):
+        if kinds in ({float}, {bool}) or (kinds == {int} and all(-(2**63) <= item < 2**63 for item in value)):
             return np.array(value)
     return None
-
-
-def check_metadata(key: str, value: Any) -> None:
-    """Refuse a key or value that an HDF5 attribute cannot hold.
-
-    Raises
-    ------
-    InvalidValueError
-        The key is empty, ours, or holds a NUL; the value does too, or is too large.
-    """
-    if not key or "\0" in key or key == "_json_keys" or len(key.encode("utf-8", "replace")) > 1024:
-        raise InvalidValueError(f"metadata key {key[:40]!r} cannot be used: take 1 to 1024 bytes without NUL")
-    text = json.dumps(value, ensure_ascii=False)
-    if len(text) > _METADATA_LIMIT_BYTES:
-        raise InvalidValueError(
-            f"metadata {key!r} has {len(text)} bytes: keep it below {_METADATA_LIMIT_BYTES}"
-        )
-    if "\\u0000" in text:
-        raise InvalidValueError(
-            f"metadata {key!r} holds a NUL character, which HDF5 strings cannot: remove it"
-        )
 
 
 def _h5py_dtype(stream: Stream) -> Any:

@@ -68,7 +68,8 @@ def check(column: Column, array: pa.Array) -> None:
         text = is_text(array.type)
         if text and _used_chars(flat).size and not _used_chars(flat).all():
             raise InvalidValueError(
-                f"column {column.name!r} holds a string with a NUL character, which {column.encoding!r} cannot store: "
+                f"column {column.name!r} holds a string with a NUL character, which "
+                f"{column.encoding!r} cannot store: "
                 "set strings='packed' for it"
             )
         if column.encoding.startswith("fixed:") and len(flat):
@@ -77,12 +78,14 @@ def check(column: Column, array: pa.Array) -> None:
             longest, shortest = lengths["max"].as_py() or 0, lengths["min"].as_py()
             if longest > width:
                 raise InvalidValueError(
-                    f"column {column.name!r} holds a value of {longest} bytes, longer than its {column.encoding}: "
+                    f"column {column.name!r} holds a value of {longest} bytes, longer than its "
+                    f"{column.encoding}: "
                     "enlarge it, or set strings='packed'"
                 )
             if not text and shortest is not None and shortest < width:
                 raise InvalidValueError(
-                    f"column {column.name!r} holds a value of {shortest} bytes, but binary {column.encoding} takes exactly "
+                    f"column {column.name!r} holds a value of {shortest} bytes, but binary "
+                    f"{column.encoding} takes exactly "
                     f"{width}: set strings='packed'"
                 )
 
@@ -132,7 +135,8 @@ def _encode_plain(column: Column, array: pa.Array) -> dict[str, Items]:
     stream = column.streams[0]
     items: dict[str, Items] = {}
     rows = len(array)
-    level, shape = 0, (rows,)
+    level = 0
+    shape: tuple[int, ...] = (rows,)
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
     present: Items | None = None

@@ -50,7 +50,7 @@ class SchemaMismatchError(ShmStoreError, ValueError):
 
 
 class InvalidValueError(ShmStoreError, ValueError):
-    """A value does not fit the place it was meant for: a string longer than ``fixed:N``, a reserved metadata key."""
+    """A value does not fit its place: a string longer than ``fixed:N``, a reserved metadata key."""
 
 
 class UnsupportedTypeError(ShmStoreError, TypeError):
@@ -66,7 +66,7 @@ class IncompleteFileError(ShmStoreError):
 
 
 class ConfigError(ShmStoreError, ValueError):
-    """A configuration key, value or combination is wrong; the message names it, its source and the nearest valid one."""
+    """A configuration is wrong; the message names the culprit, its source and the nearest valid key."""
 
 
 _ADVICE = {

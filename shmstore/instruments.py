@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator
 from datetime import datetime
 from functools import cached_property
@@ -13,7 +14,7 @@ import pyarrow as pa
 from shmstore.assembly import InstrumentAssembly
 from shmstore.batch import PlainLayout
 from shmstore.config import ResolvedInstrument, StorageConfig
-from shmstore.dataset import RecordingFile, check_metadata
+from shmstore.dataset import RecordingFile
 from shmstore.errors import BrokenError, ConfigError, InvalidValueError, SchemaMismatchError
 from shmstore.names import RESERVED_INSTRUMENT_ATTRIBUTES, instrument_link
 from shmstore.pipeline import CodecPipeline
@@ -21,6 +22,7 @@ from shmstore.schema import first_difference
 from shmstore.session import Session
 from shmstore.stats import InstrumentStats
 
+_METADATA_LIMIT_BYTES = 16 * 2**20
 #: Options that belong to each producer; all others must agree among the producers of an instrument.
 _PRODUCER_OPTIONS = ("ring_bytes", "on_full", "put_timeout_s")
 
@@ -150,7 +152,8 @@ class Instruments:
             instrument = self._by_id[instrument_id] = Instrument(instrument_id, assembly, options)
         elif options and options != instrument.options:
             raise ConfigError(
-                f"instrument {instrument_id!r} is recorded with options {instrument.options}, not {options}: all its producers "
+                f"instrument {instrument_id!r} is recorded with options {instrument.options}, not "
+                f"{options}: all its producers "
                 "must agree"
             )
         return instrument
@@ -178,3 +181,24 @@ class Instruments:
     def _next_tails(self) -> Any:
         self._tails += 1
         return self._session.tails_path(self._tails)
+
+
+def check_metadata(key: str, value: Any) -> None:
+    """Refuse a key or value that an HDF5 attribute cannot hold.
+
+    Raises
+    ------
+    InvalidValueError
+        The key is empty, ours, or holds a NUL; the value does too, or is too large.
+    """
+    if not key or "\0" in key or key == "_json_keys" or len(key.encode("utf-8", "replace")) > 1024:
+        raise InvalidValueError(f"metadata key {key[:40]!r} cannot be used: take 1 to 1024 bytes without NUL")
+    text = json.dumps(value, ensure_ascii=False)
+    if len(text) > _METADATA_LIMIT_BYTES:
+        raise InvalidValueError(
+            f"metadata {key!r} has {len(text)} bytes: keep it below {_METADATA_LIMIT_BYTES}"
+        )
+    if "\\u0000" in text:
+        raise InvalidValueError(
+            f"metadata {key!r} holds a NUL character, which HDF5 strings cannot: remove it"
+        )

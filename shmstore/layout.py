@@ -1,4 +1,4 @@
-"""The layout of an instrument in the file: which datasets a column becomes, with which type, shape and attributes.
+"""The layout of an instrument in the file: which datasets a column becomes, of which type and shape.
 
 A column becomes one or more *streams*; a stream is one HDF5 dataset, unlimited along its first dimension. The
 plain values stand at the column's own path; what makes the round trip exact stands beside. The layout is
@@ -209,7 +209,8 @@ def plan(schema: pa.Schema, strings: Callable[[str], str]) -> Layout:
 def unsupported(name: str, type_: pa.DataType) -> UnsupportedTypeError:
     """Return the error for a column whose type cannot be recorded."""
     return UnsupportedTypeError(
-        f"column {name!r} has type {type_}, which cannot be recorded yet: cast it to numbers, bool, UTF-8, binary, a date or "
+        f"column {name!r} has type {type_}, which cannot be recorded yet: cast it to numbers, bool, "
+        "UTF-8, binary, a date or "
         "time, or a fixed-size list of these"
     )
 

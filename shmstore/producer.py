@@ -15,8 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from shmstore.batch import BatchWriter, PlainLayout, batches_of
@@ -33,6 +31,7 @@ from shmstore.errors import (
     ShmStoreError,
 )
 from shmstore.layout import Layout, plan
+from shmstore.loan import Loan
 from shmstore.queue import DescriptorQueue
 from shmstore.ring import SLOT_HEADER_BYTES, Kind, Life, Ring
 from shmstore.schema import first_difference
@@ -175,7 +174,8 @@ class Producer:
             difference = first_difference(declared.schema, batch.schema)
             if difference:
                 raise SchemaMismatchError(
-                    f"a batch for {self.instrument_id!r} has another schema: {difference}; cast it, or use another instrument id"
+                    f"a batch for {self.instrument_id!r} has another schema: {difference}; cast it, or "
+                    "use another instrument id"
                 )
         for index in declared.checked:
             check(declared.layout.columns[index], batch.column(index))
@@ -192,7 +192,8 @@ class Producer:
         if batch.num_rows <= 1:
             if size > ring.largest_body:
                 raise BatchTooLargeError(
-                    f"one row of {self.instrument_id!r} has {size} bytes, more than its ring of {ring.capacity} takes: set "
+                    f"one row of {self.instrument_id!r} has {size} bytes, more than its ring of "
+                    f"{ring.capacity} takes: set "
                     f"ring_bytes to at least {_SLOTS_PER_RING * align(size)}"
                 )
             return [(batch, size)]
@@ -241,9 +242,9 @@ class Producer:
             if body is None:
                 raise RingFullError(f"the ring of {self.instrument_id!r} is full")
             self._loaned = True
-            return Loan(self, body, self._plain, rows)
+            return Loan(self.instrument_id, body, self._plain, rows, self._return_loan)
 
-    def _return_loan(self, body: memoryview, rows: int, *, seal: bool) -> int | None:
+    def _return_loan(self, body: memoryview, rows: int, seal: bool) -> int | None:
         with self._lock:
             self._loaned = False
             if not seal:
@@ -251,7 +252,8 @@ class Producer:
             declared = self._declared
             if declared is None:
                 raise ClosedError(
-                    f"the producer of {self.instrument_id!r} was closed while a loan was open: its rows are gone"
+                    f"the producer of {self.instrument_id!r} was closed while a loan was open: its "
+                    "rows are gone"
                 )
             return self._seal(Kind.PLAIN, len(body), rows, declared.schema_id, 0)
 
@@ -285,7 +287,8 @@ class Producer:
                 if left <= 0:
                     ring.count_rejected(rows)
                     raise RingFullError(
-                        f"the ring of {self.instrument_id!r} stayed full for {wait_s} s ({ring.used} of {ring.capacity} bytes): "
+                        f"the ring of {self.instrument_id!r} stayed full for {wait_s} s ({ring.used} "
+                        f"of {ring.capacity} bytes): "
                         "enlarge ring_bytes, use a faster codec, or choose on_full='drop_newest'"
                     )
                 if not queue.wait_for_space(left):
@@ -325,14 +328,9 @@ class Producer:
                 f"this producer of {self.instrument_id!r} was closed: make a new one with storage.producer()"
             )
         attachment = self._attach()
-        if attachment.session.recording:
-            # The owner's own process cannot ask the kernel about itself; it need not, either.
-            if (
-                not rejected_rows
-                or attachment.session.owner_pid == os.getpid()
-                or attachment.session.owner_lives
-            ):
-                return
+        # While waiting (``rejected_rows``), the kernel is asked too: a killed writer cannot say that it is gone.
+        if attachment.session.recording and (not rejected_rows or attachment.session.writer_lives):
+            return
         attachment.ring.count_rejected(rejected_rows)
         self._raise_end()
 
@@ -340,6 +338,10 @@ class Producer:
         session = self._attach().session
         if session.state == State.BROKEN:
             raise_error(*session.failure())
+        if session.recording:
+            raise BrokenError(
+                f"the writer has died; what {self.instrument_id!r} put last is still in the ring"
+            )
         raise ClosedError(
             f"the recording that {self.instrument_id!r} belongs to has ended: these rows were not taken"
         )
@@ -363,7 +365,8 @@ class Producer:
             ring.close()
             session.close()
             raise ShmStoreError(
-                f"this producer of {self.instrument_id!r} is in use by process {pid}: each process needs its own, from "
+                f"this producer of {self.instrument_id!r} is in use by process {pid}: each process "
+                "needs its own, from "
                 "storage.producer()"
             )
         self._attachment = _Attachment(
@@ -378,7 +381,8 @@ class Producer:
         """Tell the writer the schema of what comes; once."""
         if schema is None:
             raise ShmStoreError(
-                f"{self.instrument_id!r} has no schema yet: give one to storage.producer(), or put() a batch before loan()"
+                f"{self.instrument_id!r} has no schema yet: give one to storage.producer(), or put() a "
+                "batch before loan()"
             )
         connection = ControlConnection(self._attach().session.control_path)
         try:
@@ -418,7 +422,7 @@ class Producer:
             )
 
     def close(self) -> None:
-        """Say that nothing more comes. What was put is recorded; this does not wait for it. May be called twice."""
+        """Say that nothing more comes; does not wait until what was put is recorded. May be called twice."""
         self._end(Life.CLOSED)
 
     def abort(self) -> None:
@@ -453,7 +457,8 @@ class Producer:
         """Travel by name: the process that unpickles it attaches when it first uses it."""
         if self._attachment is not None and self._attachment.pid == os.getpid():
             raise ShmStoreError(
-                f"this producer of {self.instrument_id!r} is in use in this process: send it on before its first put(), or make "
+                f"this producer of {self.instrument_id!r} is in use in this process: send it on before "
+                "its first put(), or make "
                 "another"
             )
         schema, schema_id = self._given
@@ -474,60 +479,3 @@ def _unpickle(
     folder: str, number: int, config: ResolvedInstrument, schema: pa.Schema | None, schema_id: int
 ) -> Producer:
     return Producer(Path(folder), number, config, schema, schema_id)
-
-
-class Loan:
-    """A slot of the ring on loan: numpy arrays over shared memory, one a column. Made by `Producer.loan`.
-
-    Within the ``with`` block, ``loan["column"]`` is a writable array ``(rows, *item_shape)``; what it held
-    before is undefined, so every element must be set. At the end of the block the rows are sealed and the
-    arrays become read-only.
-
-    Attributes
-    ----------
-    rows : int
-        Number of rows.
-    sequence : int or None
-        Sequence number, once sealed.
-    """
-
-    def __init__(self, producer: Producer, body: memoryview, plain: PlainLayout, rows: int) -> None:
-        self.rows = rows
-        self.sequence: int | None = None
-        self._producer = producer
-        self._body: memoryview | None = body
-        self._arrays = {column.name: array for column, array in plain.arrays(body, rows)}
-
-    def __getitem__(self, column: str) -> npt.NDArray[Any]:
-        """Return the array of a column, ``(rows, *item_shape)``, over the ring's own memory."""
-        if self._body is None:
-            raise ClosedError(f"this loan of {self._producer.instrument_id!r} was given back: take a new one")
-        try:
-            return self._arrays[column]
-        except KeyError:
-            raise SchemaMismatchError(
-                f"{self._producer.instrument_id!r} has no column {column!r}: it has {', '.join(map(repr, self._arrays))}"
-            ) from None
-
-    def __setitem__(self, column: str, values: npt.ArrayLike) -> None:
-        """Copy values into a column: ``loan["time"] = clock``."""
-        self[column][...] = np.asarray(values)
-
-    def __enter__(self) -> Self:
-        """Return the loan itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Seal, or give the space back unseen after an exception."""
-        body, self._body = self._body, None
-        if body is None:
-            return
-        for array in self._arrays.values():
-            array.flags.writeable = False  # sealed is immutable, as far as numpy lets us say so
-        self._arrays.clear()
-        self.sequence = self._producer._return_loan(body, self.rows, seal=kind is None)
-
-    def __repr__(self) -> str:
-        return f"<Loan: {self.rows} rows, {'open' if self._body is not None else 'given back'}>"

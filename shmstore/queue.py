@@ -1,4 +1,4 @@
-"""The descriptor queue: one `multiprocessing` pipe per producer, fixed records, never blocking, bound to no process.
+"""The descriptor queue: one `multiprocessing` pipe per producer, fixed records, never blocking.
 
 `multiprocessing.Queue` cannot serve: a process killed while it waits in ``get()`` takes the reader lock
 along, and the queue is dead for everyone. Here there is no lock. Records are 64 bytes, below ``PIPE_BUF``, so

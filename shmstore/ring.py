@@ -134,8 +134,8 @@ class Ring:
         if capacity != segment.size - HEADER_BYTES or capacity % ALIGNMENT:
             raise BrokenError(f"{segment.path} is damaged: it claims {capacity} bytes of {segment.size}")
         self.segment = segment
-        self.capacity = capacity
-        self.number = number
+        self.capacity: int = capacity
+        self.number: int = number
         self._slots = segment.view[HEADER_BYTES:]
         self._words = self._slots.cast("Q")
         self._producer = segment.words(_PRODUCER_OFFSET, _WORDS)
@@ -159,7 +159,7 @@ class Ring:
     # -- the producer's side ---------------------------------------------------------------------------------
 
     def claim(self, pid: int) -> bool:
-        """Become the ring's only producer; ``False`` if another living process is. The kernel ends it at death."""
+        """Become the ring's only producer, until death; ``False`` if another living process is."""
         if not self.segment.try_lock(_PRODUCER_LOCK):
             return False
         self._producer[_P_PID] = pid
@@ -194,7 +194,8 @@ class Ring:
         need = SLOT_HEADER_BYTES + align(length)
         if need > self.capacity:
             raise BatchTooLargeError(
-                f"{length} bytes do not fit a ring of {self.capacity}: set ring_bytes to at least {need + HEADER_BYTES}"
+                f"{length} bytes do not fit a ring of {self.capacity}: set ring_bytes to at least "
+                f"{need + HEADER_BYTES}"
             )
         head: int = self._producer[_P_HEAD]
         used = head - self._consumer[_C_TAIL]

@@ -1,4 +1,4 @@
-"""Arrow schemas as descriptions: JSON for people, the first difference for error messages. No values, no files."""
+"""Arrow schemas as descriptions: JSON for people, the first difference for error messages."""
 
 from __future__ import annotations
 

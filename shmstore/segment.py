@@ -99,7 +99,7 @@ class Segment:
             raise StorageError(code, f"cannot map the shared-memory segment: {error}", str(path)) from None
 
     def words(self, offset: int, count: int) -> memoryview:
-        """Return ``count`` 8-byte words from ``offset`` (a multiple of 8) on; each is loaded and stored in one move."""
+        """Return ``count`` 8-byte words from ``offset`` on; each is loaded and stored in one move."""
         return self.view[offset : offset + 8 * count].cast("Q")
 
     def try_lock(self, byte: int = 0) -> bool:
@@ -161,7 +161,8 @@ def _amount(size: int) -> str:
 def _enlarge(path: Path) -> str:
     left = os.statvfs(path.parent)
     return (
-        f"{_amount(left.f_bavail * left.f_frsize)} are left there: use a smaller ring_bytes or fewer producers, or enlarge "
+        f"{_amount(left.f_bavail * left.f_frsize)} are left there: use a smaller ring_bytes or fewer "
+        "producers, or enlarge "
         f"it (`mount -o remount,size=8G {path.parent.parent}`; in Docker `--shm-size=8g`)"
     )
 

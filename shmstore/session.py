@@ -1,4 +1,4 @@
-"""The session: a private folder in shared memory where a recording's rings, queues, tails and sockets have their names.
+"""The session: a private folder in shared memory where rings, queues, tails and sockets have their names.
 
 ``<shm_dir>/shmstore-<name>/`` is made 0700, its files 0600. It holds ``page`` (state that every producer can
 read without asking), ``control`` (the writer's socket), ``ring-<n>``, ``queue-<n>`` and ``tails-<n>``.
@@ -27,7 +27,7 @@ _PAGE_BYTES = 4096
 _MAGIC = int.from_bytes(b"SHMPAGE1", "little")
 _W_MAGIC, _W_STATE, _W_OWNER, _W_WRITER, _W_FAILURE_LENGTH, _W_FAILURE_CRC = range(6)
 _FAILURE_AT = 64
-_OWNER_LOCK = 0
+_OWNER_LOCK, _WRITER_LOCK = 0, 1
 
 
 class State(enum.IntEnum):
@@ -122,7 +122,7 @@ class Session:
 
     @property
     def owner_lives(self) -> bool:
-        """Whether the owner holds its lock; asked of the kernel. Never call it in the owner's own process."""
+        """Whether the owner holds its lock; asked of the kernel. Of no use in the owner itself."""
         return self._page.is_locked(_OWNER_LOCK)
 
     @property
@@ -131,9 +131,15 @@ class Session:
         pid: int = self._words[_W_WRITER]
         return pid
 
-    @writer_pid.setter
-    def writer_pid(self, pid: int) -> None:
-        self._words[_W_WRITER] = pid
+    @property
+    def writer_lives(self) -> bool:
+        """Whether a writer holds its lock; asked of the kernel."""
+        return self._page.is_locked(_WRITER_LOCK)
+
+    def become_writer(self) -> None:
+        """Hold the writer's lock until this process ends."""
+        self._words[_W_WRITER] = os.getpid()
+        self._page.try_lock(_WRITER_LOCK)
 
     def fail(self, kind: str, message: str) -> None:
         """Latch a failure: from now on every `put`, `flush` and `close` raises it. The first one stays."""

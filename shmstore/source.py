@@ -35,7 +35,7 @@ class Account:
     lost: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the account as it is stamped into the file: ``accepted = committed + dropped + rejected + lost``."""
+        """Return what is stamped into the file: ``accepted = committed + dropped + rejected + lost``."""
         return {
             "instrument": self.instrument_id,
             "ring": self.ring,
@@ -96,14 +96,15 @@ class Source:
         account = self.account
         if slot.sequence != account.taken_slots or slot.row_start != account.taken:
             raise BrokenError(
-                f"ring {self.number} of {self.instrument_id!r} skips from batch {account.taken_slots} to {slot.sequence}"
+                f"ring {self.number} of {self.instrument_id!r} skips from batch {account.taken_slots} "
+                f"to {slot.sequence}"
             )
         account.taken_slots += 1
         account.taken += slot.rows
         return slot
 
     def hold(self, slot: Slot, ticket: Ticket | None) -> None:
-        """Keep a slot borrowed until its ticket is due; ``None``: it was quarantined and is free at the next release."""
+        """Keep a slot borrowed until its ticket is due; ``None``: it was quarantined and is due at once."""
         self._held.append((slot, ticket))
 
     def release(self, chunks_written: int) -> int:
@@ -145,7 +146,7 @@ class Source:
         return account
 
     def close_account(self, *, aborted: bool) -> None:
-        """Count what was sealed and never taken as lost, or as rejected where the producer lives to be told so.
+        """Count what was sealed and never taken as lost, unless the producer lives to be told.
 
         An abort throws such rows away on purpose: they count as dropped.
         """

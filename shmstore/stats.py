@@ -22,7 +22,7 @@ class _Counts:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Rebuild from :meth:`to_dict`; unknown keys are ignored, so that an older client can read a newer writer."""
+        """Rebuild from :meth:`to_dict`; unknown keys, of a newer writer, are ignored."""
         known = {item.name for item in fields(cls)}
         return cls(**{key: value for key, value in values.items() if key in known})
 

@@ -1,4 +1,4 @@
-"""The storage: owns a recording. Starts the writer process, hands out producers, closes and checks the account.
+"""The storage: owns a recording, starts its writer process, hands out producers, checks the account.
 
 The writer is started as a fresh interpreter, never forked and never spawned through `multiprocessing`: so the
 owner may be a script without a ``__main__`` guard, a REPL, a notebook, a thread or a daemon, under any start
@@ -31,7 +31,7 @@ from shmstore.stats import StorageStats
 _START_TIMEOUT_S = 60.0
 _EXIT_TIMEOUT_S = 10.0
 # -P keeps the working directory off sys.path: a stray numpy.py in a data folder must not be imported.
-_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from shmstore.writer import main; sys.exit(main())"
+_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from shmstore.boot import main; main()"
 
 
 class HDF5Storage:
@@ -96,6 +96,9 @@ class HDF5Storage:
                 raise
             self._session = session
             self._state = "recording"
+            threading.Thread(
+                target=_watch_writer, args=(self._process, session), name="shmstore-watch", daemon=True
+            ).start()
             # Whoever forgets close() still gets a finished file, before the interpreter is gone.
             self._finalizer = weakref.finalize(self, _finish_forgotten, self._process, session)
             return self
@@ -181,7 +184,7 @@ class HDF5Storage:
 
     @property
     def state(self) -> str:
-        """``"new"``, ``"recording"``, ``"broken"``, or how it ended: ``"complete"``, ``"partial"``, ``"aborted"``."""
+        """``"new"``, ``"recording"``, ``"broken"``, ``"complete"``, ``"partial"`` or ``"aborted"``."""
         if self._session is not None and self._session.state == State.BROKEN:
             return "broken"
         return self._state
@@ -269,7 +272,7 @@ def _start_writer(session: Session, config: StorageConfig) -> tuple[subprocess.P
             raise storage_error(error, "open the control socket", session.control_path) from None
         listener.listen(64)
         ready, ready_writer = os.pipe()
-        path = json.dumps([entry or os.getcwd() for entry in sys.path])
+        path = json.dumps([entry or str(Path.cwd()) for entry in sys.path])
         with os.fdopen(ready, "rb") as answer:
             try:
                 process = subprocess.Popen(
@@ -321,6 +324,15 @@ def _await_answer(fd: int, process: subprocess.Popen[bytes]) -> Message:
         )
     message: Message = json.loads(data)
     return message
+
+
+def _watch_writer(process: subprocess.Popen[bytes], session: Session) -> None:
+    """Wait for the writer's exit; one that nobody asked for is latched, so that the next `put` raises it."""
+    code = process.wait()
+    with contextlib.suppress(ValueError):  # the session was closed meanwhile: the exit was asked for
+        if session.state < State.CLOSED:
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            session.fail("BrokenError", f"the writer process {how}; what was committed before is in the file")
 
 
 def _finish_forgotten(process: subprocess.Popen[bytes], session: Session) -> None:

@@ -1,4 +1,4 @@
-"""The writer process: one thread that takes slots from rings, has them assembled, and commits them to the file.
+"""The writer: one thread that takes slots from rings, has them assembled, and commits them.
 
 The loop takes a fair share from each ring, writes what the codec threads have ready, and commits on a budget
 of bytes and milliseconds: one file flush for all columns, after which the ring space is given back. In
@@ -12,27 +12,22 @@ import json
 import logging
 import os
 import selectors
-import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import datetime
-from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from shmstore.batch import read_ipc
 from shmstore.config import StorageConfig
-from shmstore.control import FrameReader, Message, error_reply, frame
+from shmstore.control import Message, error_reply
 from shmstore.dataset import RecordingFile
-from shmstore.errors import BrokenError, InvalidValueError, ShmStoreError, StorageError
+from shmstore.errors import BrokenError, InvalidValueError, ShmStoreError
 from shmstore.instruments import Instrument, Instruments
 from shmstore.pipeline import CodecPipeline
 from shmstore.quarantine import Quarantine
 from shmstore.ring import Kind, Slot
+from shmstore.service import ControlService, Peer
 from shmstore.session import Session, State
 from shmstore.source import Account, Source
 from shmstore.stats import InstrumentStats, StorageStats
@@ -45,11 +40,6 @@ _ROUND_SLOTS, _ROUND_BYTES = 64, 8 * 2**20
 _WINDOW_BYTES_PER_THREAD = 8 * 2**20
 _LONGEST_SLEEP_S = 0.5
 _HOUSEKEEPING_S = 1.0
-
-
-class _Peer(NamedTuple):
-    socket: socket.socket
-    frames: FrameReader
 
 
 class Writer:
@@ -87,14 +77,13 @@ class Writer:
         self._quarantine = Quarantine(file.path)
         self._sources: dict[int, Source] = {}
         self._accounts: list[Account] = []
-        self._listener = listener
         self._selector = selectors.DefaultSelector()
-        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+        self._service = ControlService(listener, self._selector, self._serve)
         self._selector.register(self._wake_fd, selectors.EVENT_READ, self._drain_wake)
         self._selector.register(owner_fd, selectors.EVENT_READ, self._owner_died)
         self._sync_pool = ThreadPoolExecutor(1, thread_name_prefix="shmstore-sync")
         self._sync: Future[None] | None = None
-        self._flush_waiters: list[_Peer] = []
+        self._flush_waiters: list[Peer] = []
         self._uncommitted = 0
         self._last_commit = self._last_publish = self._last_housekeeping = time.monotonic()
         self._commits = self._flushes = 0
@@ -252,7 +241,7 @@ class Writer:
             self._sync.add_done_callback(lambda _: self._wake())
         self._last_publish = time.monotonic()
 
-    def _flush(self, peer: _Peer) -> None:
+    def _flush(self, peer: Peer) -> None:
         """Bring everything sealed by now into the file; the peer is answered when the disk has it."""
         self._drain()
         for instrument in self._instruments:
@@ -283,7 +272,7 @@ class Writer:
         self._last_flush = time.time()
         waiters, self._flush_waiters = self._flush_waiters, []
         for peer in waiters:
-            self._reply(peer, {"last_flush": self._last_flush})
+            self._service.reply(peer, {"last_flush": self._last_flush})
 
     def _keep_house(self, now: float) -> None:
         """Let go of rings whose producers have ended and whose slots are all in the file."""
@@ -319,62 +308,30 @@ class Writer:
         self._ending = "close"
         self._wake()
 
-    def _accept(self) -> None:
-        try:
-            connection, _ = self._listener.accept()
-        except BlockingIOError:
-            return
-        connection.settimeout(10.0)
-        peer = _Peer(connection, FrameReader())
-        self._selector.register(connection, selectors.EVENT_READ, lambda: self._hear(peer))
-
-    def _hear(self, peer: _Peer) -> None:
-        try:
-            data = peer.socket.recv(1 << 16, socket.MSG_DONTWAIT)
-            messages = peer.frames.feed(data) if data else []
-        except BlockingIOError:
-            return
-        except (OSError, BrokenError) as error:
-            log.warning("control connection dropped: %s", error)
-            data, messages = b"", []
-        if not data:
-            self._hang_up(peer)
-        for message in messages:
-            self._serve(peer, message)
-
-    def _hang_up(self, peer: _Peer) -> None:
-        self._selector.unregister(peer.socket)
-        peer.socket.close()
-
-    def _reply(self, peer: _Peer, message: Message) -> None:
-        try:
-            peer.socket.sendall(frame(message))
-        except OSError as error:
-            log.warning("an answer found nobody: %s", error)
-
-    def _serve(self, peer: _Peer, message: Message) -> None:
+    def _serve(self, peer: Peer, message: Message) -> None:
         arguments = dict(message)
         operation = str(arguments.pop("operation", ""))
         if operation in ("close", "abort"):
             self._ending = operation
             self._flush_waiters.append(peer)
             return
-        serve: Callable[..., Message | None] | None = {
+        operations: dict[str, Callable[..., Message | None]] = {
             "attach": self._attach,
             "declare": self._declare,
             "metadata": self._set_metadata,
             "stats": self._stats,
             "describe": self._describe,
-        }.get(operation)
+        }
+        serve = operations.get(operation)
         try:
             if operation == "flush":
                 self._flush(peer)
                 return
             if serve is None:
                 raise BrokenError(f"the writer knows no request {operation!r}: its version is another")
-            self._reply(peer, serve(**arguments) or {})
+            self._service.reply(peer, serve(**arguments) or {})
         except (TypeError, KeyError, ValueError, ShmStoreError) as error:
-            self._reply(peer, error_reply(error))
+            self._service.reply(peer, error_reply(error))
 
     def _describe(self) -> Message:
         return {"path": str(self._file.path), "config": self._config.to_dict()}
@@ -477,7 +434,7 @@ class Writer:
             "stats": statistics.to_dict() | {"file_bytes": size},
         }
         for peer in self._flush_waiters:
-            self._reply(peer, report)
+            self._service.reply(peer, report)
         self._pipeline.close()
         self._sync_pool.shutdown()
         return report
@@ -493,75 +450,10 @@ class Writer:
             lost = sum(account.lost for account in accounts)
             if committed != instrument.assembly.rows:
                 found.append(
-                    f"instrument {instrument.instrument_id!r} has {instrument.assembly.rows} rows in the file, but {committed} "
+                    f"instrument {instrument.instrument_id!r} has {instrument.assembly.rows} rows in "
+                    f"the file, but {committed} "
                     "were committed"
                 )
             if lost and not any(f"{instrument.instrument_id!r} are lost" in text for text in self._problems):
                 found.append(f"{lost} rows of {instrument.instrument_id!r} were sealed and never taken")
         return found
-
-
-def main() -> int:
-    """Run the writer; started by the owner with a boot document on standard input."""
-    boot = json.load(sys.stdin)
-    logging.basicConfig(stream=sys.stderr, level=logging.ERROR, format="shmstore writer: %(message)s")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    session = Session.attach(Path(boot["session"]))
-    listener = socket.socket(fileno=boot["listener_fd"])
-    listener.setblocking(False)
-    try:
-        config = StorageConfig.from_dict(boot["config"])
-        owner_fd = os.pidfd_open(boot["owner_pid"])
-        file = _create_file(config, boot["application"])
-    except (ShmStoreError, OSError) as error:
-        _answer(boot["ready_fd"], error_reply(error))
-        return 1
-    session.writer_pid = os.getpid()
-    writer = Writer(session, config, file, listener, owner_fd)
-    signal.signal(signal.SIGTERM, lambda *_: writer.stop())
-    session.state = State.RECORDING
-    _answer(boot["ready_fd"], {"path": str(file.path)})
-    try:
-        writer.run()
-    except BaseException as error:
-        reply = (
-            error_reply(error)
-            if isinstance(error, Exception)
-            else {"error": "BrokenError", "message": repr(error)}
-        )
-        session.fail(reply["error"], f"the writer failed: {reply['message']}")
-        log.exception("the writer failed")
-        return 1
-    if writer.owner_gone:
-        session.remove()
-    # Nothing is left to do but for the interpreter to take itself apart, and the owner waits for this
-    # process.
-    os._exit(0)
-
-
-def _create_file(config: StorageConfig, application: str) -> RecordingFile:
-    """Make the file under the first free name; a name that the user chose must be free."""
-    now = datetime.now().astimezone()
-    attributes = {
-        "created_at": now.isoformat(),
-        "created_timestamp_ns": np.uint64(time.time_ns()),
-        "application": config.application or application,
-        "state": "recording",
-    }
-    stem = f"daq_session_{now:%Y%m%d_%H%M%S}"
-    count = 0
-    while True:
-        name = config.filename or (f"{stem}_{count}.h5" if count else f"{stem}.h5")
-        try:
-            return RecordingFile.create(
-                config.output_dir.absolute() / name, attributes, json.dumps(config.to_dict())
-            )
-        except StorageError as error:
-            if config.filename or not isinstance(error.__context__, FileExistsError):
-                raise
-            count += 1
-
-
-def _answer(fd: int, message: Message) -> None:
-    os.write(fd, json.dumps(message).encode())
-    os.close(fd)
