@@ -53,7 +53,8 @@ def main() -> None:
             else {"error": "BrokenError", "message": repr(error)}
         )
         session.fail(reply["error"], f"the writer failed: {reply['message']}")
-        log.exception("the writer failed")
+        expected = isinstance(error, (ShmStoreError, OSError))
+        log.error("the writer failed: %s", error, exc_info=not expected)
         sys.exit(1)
     if writer.owner_gone:
         session.remove()

@@ -88,10 +88,14 @@ class Dataset:
             self._opened = self._file.generation
         return self._id
 
-    def set_items(self, items: int) -> None:
-        """Set the extent of the first dimension; seen by readers after the file's next flush."""
-        self.id.set_extent((items, *self._stream.item_shape))
-        self.known_items = items
+    def grow(self, items: int) -> None:
+        """Extend the first dimension, if it is shorter; readers see it after the file's next flush.
+
+        It never shrinks: HDF5 would read the last chunk back through its filters to blank what is cut off.
+        """
+        if items > self.known_items:
+            self.id.set_extent((items, *self._stream.item_shape))
+            self.known_items = items
 
     def write_chunk(self, index: int, payload: Any, filter_mask: int) -> None:
         """Write an encoded chunk as it is; its first item must lie within the extent.
@@ -117,9 +121,10 @@ class Dataset:
         self.bytes_written += size
 
     def filter_chunk(self, index: int, chunk: npt.NDArray[np.uint8]) -> None:
-        """Write a whole chunk through HDF5's own filters; its last item must lie within the extent."""
+        """Write as much of a whole chunk as lies within the extent through HDF5's own filters."""
         items = chunk.view(self._stream.numpy_dtype).reshape(self.chunk_items, *self._stream.item_shape)
-        self._write(index * self.chunk_items, items)
+        start = index * self.chunk_items
+        self._write(start, items[: self.known_items - start])
         self.bytes_written = int(self.id.get_storage_size())
 
     def write_variable(self, start: int, items: npt.NDArray[Any]) -> None:

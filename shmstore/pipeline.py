@@ -61,7 +61,14 @@ class CodecPipeline:
         self._under_way = 0
 
     def submit(
-        self, dataset: Dataset, index: int, chunk: Chunk, encode: Encode | None, *, as_it_is: bool = False
+        self,
+        dataset: Dataset,
+        index: int,
+        chunk: Chunk,
+        encode: Encode | None,
+        *,
+        items: int | None = None,
+        as_it_is: bool = False,
     ) -> None:
         """Take a whole chunk in; may write earlier ones, and waits while the window is full.
 
@@ -74,6 +81,8 @@ class CodecPipeline:
         encode
             Runs on a codec thread; ``None`` leaves the chunk to the filters that HDF5 itself runs, if there
             are any.
+        items
+            How many of its items count, in the last chunk of all; by default all.
         as_it_is
             Store the chunk unfiltered.
         """
@@ -84,7 +93,8 @@ class CodecPipeline:
             encoded = self._pool.submit(encode, chunk)
             encoded.add_done_callback(lambda _: self._ready())
         self.submitted += 1
-        self._jobs.append(_Job(dataset, index, (index + 1) * dataset.chunk_items, chunk, as_it_is, encoded))
+        end = index * dataset.chunk_items + (dataset.chunk_items if items is None else items)
+        self._jobs.append(_Job(dataset, index, end, chunk, as_it_is, encoded))
         self._under_way += chunk.nbytes
         self.write_ready()
 
@@ -112,8 +122,7 @@ class CodecPipeline:
         job = self._jobs[0]
         dataset = job.dataset
         encoded = (job.chunk, dataset.skip_mask) if job.encoded is None else job.encoded.result()
-        if dataset.known_items < job.items:
-            dataset.set_items(job.items)
+        dataset.grow(job.items)
         if job.encoded is None and dataset.skip_mask and not job.as_it_is:
             dataset.filter_chunk(job.index, job.chunk)
         else:

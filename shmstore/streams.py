@@ -111,11 +111,11 @@ class ChunkAssembler:
             self._tail[1] = self._pipeline.submitted
             self._tail = next(self._buffers)
 
-    def _submit(self, chunk: Chunk) -> None:
+    def _submit(self, chunk: Chunk, items: int | None = None) -> None:
         # A chunk that was published as it is keeps its place in the file: compressing it now would leave that
         # behind.
         published = self._published_chunk == self._chunk
-        self._pipeline.submit(self.dataset, self._chunk, chunk, self._encode, as_it_is=published)
+        self._pipeline.submit(self.dataset, self._chunk, chunk, self._encode, items=items, as_it_is=published)
         self._chunk += 1
         self._filled = 0
 
@@ -138,21 +138,18 @@ class ChunkAssembler:
         buffer[self._filled * self._item_bytes :] = 0
         if self._published_chunk != self._chunk:
             # HDF5 wants a chunk's first item within the extent before it takes the chunk.
-            self.dataset.set_items(self.total)
+            self.dataset.grow(self.total)
         self.dataset.write_chunk(self._chunk, buffer, self.dataset.skip_mask)
-        self.dataset.set_items(self.total)
+        self.dataset.grow(self.total)
         self._published_chunk, self._published_items = self._chunk, self.total
 
     def finish(self) -> None:
-        """Hand the last, partial chunk to the pipeline, filled up with zeros; then set the exact extent."""
-        total = self.total
-        if self._filled and total > self._published_items:
+        """Hand the last, partial chunk to the pipeline, filled up with zeros; nothing can be appended then."""
+        if self._filled and self.total > self._published_items:
             buffer = self._tail[0]
             buffer[self._filled * self._item_bytes :] = 0
-            self._submit(buffer)
+            self._submit(buffer, self._filled)
         self._pipeline.drain()
-        if self.dataset.known_items != total:
-            self.dataset.set_items(total)
 
 
 class VariableAssembler:
@@ -182,8 +179,7 @@ class VariableAssembler:
         if self._written == self.total:
             return
         items = np.concatenate(self._gathered)
-        if self.dataset.known_items < self.total:
-            self.dataset.set_items(self.total)
+        self.dataset.grow(self.total)
         self.dataset.write_variable(self._written, items)
         self._gathered.clear()
         self._written = self.total

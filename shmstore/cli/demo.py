@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from shmstore.cli import info
+from shmstore.cli.exits import exit_code
 from shmstore.cli.options import add_report_options, add_storage_options, duration, frequency, load_config
 from shmstore.cli.record import record
 from shmstore.cli.screen import Screen, require
 from shmstore.cli.summary import show
+from shmstore.errors import ShmStoreError
 
 DETECTOR_HZ = 100.0
 
@@ -55,14 +57,25 @@ def run(options: argparse.Namespace) -> int:
     stations = (*host_stations(options.rate), detector_station(options.frames))
     outcome = record(screen, config, stations, options.seconds, {**host_metadata(), "source": "demo"})
     show(screen, outcome)
-    report = describe(outcome.path)
-    if not screen.as_json:
-        info.show(screen, report)
-    picture = draw(outcome.path, outcome.path.with_suffix(".png"))
-    if not screen.as_json:
+    report = picture = None
+    try:
+        report = describe(outcome.path)
+        if not screen.as_json:
+            info.show(screen, report)
+        picture = draw(outcome.path, outcome.path.with_suffix(".png"))
+    except ShmStoreError as error:  # of a recording that failed, there may be nothing to show
+        screen.error(str(error))
+        outcome.exit_code = max(outcome.exit_code, exit_code(error))
+    if picture is not None and not screen.as_json:
         screen.result_line(str(picture))
-    screen.line(how_to_open(outcome.path))
-    screen.document({"recording": outcome.to_dict(), "info": report.to_dict(), "picture": str(picture)})
+        screen.line(how_to_open(outcome.path))
+    screen.document(
+        {
+            "recording": outcome.to_dict(),
+            "info": report and report.to_dict(),
+            "picture": picture and str(picture),
+        }
+    )
     return outcome.exit_code
 
 

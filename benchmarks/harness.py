@@ -1,0 +1,202 @@
+"""How a figure is taken: what is on the clock, in which order, on which memory, and how it is reported.
+
+Nothing here knows what is measured.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, Protocol
+
+_BLOCK = bytes(8 << 20)
+
+
+class Run(Protocol):
+    """One way to bring a fixed amount of data into a file; used again and again, one life at a time.
+
+    Attributes
+    ----------
+    label : str
+        Its name in the report.
+    amount : float
+        What one run does, in the case's unit (MB, batches, …).
+    touches : int
+        Bytes of fresh memory that one run takes from the machine: file and rings.
+    """
+
+    label: str
+    amount: float
+    touches: int
+
+    def prepare(self) -> None:
+        """Get ready, off the clock."""
+
+    def run(self) -> None:
+        """Do it, on the clock, until the last byte is in the closed file."""
+
+    def finish(self) -> dict[str, Any]:
+        """Clear up, off the clock; returns what else was learned."""
+
+
+def warm_up(folder: Path, size: int) -> None:
+    """Bring ``size`` bytes of the machine's free memory back to life, through a file that is removed at once.
+
+    A virtual machine gives the memory that it has not used for seconds back to its host: the first to write
+    there gets 0.3–0.7 GB/s, the next 2 GB/s, and whoever runs second would seem three times as fast.
+    """
+    scratch = folder / "warm-up"
+    fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    try:
+        for start in range(0, size, len(_BLOCK)):
+            os.pwrite(fd, _BLOCK, start)
+    finally:
+        os.close(fd)
+        scratch.unlink()
+
+
+@dataclass(slots=True)
+class Series:
+    """The rounds of one run.
+
+    Attributes
+    ----------
+    run : Run
+        What was run.
+    seconds : list of float
+        Each round's time on the clock.
+    details : dict
+        What the last round learned.
+    """
+
+    run: Run
+    seconds: list[float] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def ready(self, folder: Path) -> None:
+        """Prepare a round; the warming up comes last, so that nothing lies between it and the clock."""
+        self.run.prepare()
+        warm_up(folder, self.run.touches)
+
+    def clocked(self) -> None:
+        """Run, on the clock."""
+        began = time.perf_counter()
+        self.run.run()
+        self.seconds.append(time.perf_counter() - began)
+
+    def done(self) -> None:
+        """Clear up after a round."""
+        self.details = self.run.finish()
+
+    @property
+    def rates(self) -> list[float]:
+        """Amount per second of each round."""
+        return [self.run.amount / seconds for seconds in self.seconds]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A line of the report: a figure, the baseline that it is held against, and the bound.
+
+    Attributes
+    ----------
+    case : str
+        What was measured.
+    figure, baseline_figure : float
+        Ours and the baseline's, in ``unit``.
+    baseline : str
+        The baseline's name.
+    ratio : float
+        Median over the rounds of figure ÷ baseline.
+    bound : str
+        What is asked of it, in words; empty: nothing, it is reported only.
+    met : bool
+        Whether it is so.
+    """
+
+    case: str
+    figure: float
+    unit: str
+    baseline: str
+    baseline_figure: float
+    ratio: float
+    bound: str = ""
+    met: bool = True
+
+    def cells(self, *, judge: bool) -> tuple[str, ...]:
+        """Return the line as texts: case, figure, baseline, ratio, bound and verdict."""
+        verdict = "" if not self.bound or not judge else "ok" if self.met else "below"
+        return (
+            self.case,
+            f"{_shown(self.figure)} {self.unit}",
+            f"{self.baseline}: {_shown(self.baseline_figure)} {self.unit}",
+            f"{self.ratio:.3g}",
+            f"{self.bound} {verdict}".strip(),
+        )
+
+
+def _shown(figure: float) -> str:
+    return f"{figure:,.0f}" if figure >= 1000 else f"{figure:.3g}"
+
+
+class Report:
+    """What one benchmark found: lines for the summary, and everything for the JSON.
+
+    Parameters
+    ----------
+    benchmark
+        The fixture of pytest-benchmark.
+    folder
+        Where the runs write.
+    rounds
+        Rounds of each comparison.
+    results
+        Takes the lines.
+    """
+
+    def __init__(self, benchmark: Any, folder: Path, rounds: int, results: list[Result]) -> None:
+        self.rounds = rounds
+        self._benchmark = benchmark
+        self._folder = folder
+        self._results = results
+        benchmark.extra_info["results"] = []
+
+    def alternate(self, ours: Run, baseline: Run) -> tuple[Series, Series]:
+        """Run both in turn: baseline, ours, baseline, ours, …; pytest-benchmark clocks ours too."""
+        mine, theirs = Series(ours), Series(baseline)
+
+        def before() -> None:
+            theirs.ready(self._folder)
+            theirs.clocked()
+            theirs.done()
+            mine.ready(self._folder)
+
+        self._benchmark.pedantic(mine.clocked, setup=before, teardown=mine.done, rounds=self.rounds)
+        self._benchmark.extra_info["ours"] = {"seconds": mine.seconds, **mine.details}
+        self._benchmark.extra_info["baseline"] = {"seconds": theirs.seconds, **theirs.details}
+        return mine, theirs
+
+    def compare(
+        self, case: str, unit: str, ours: Run, baseline: Run, at_least: float | None = None
+    ) -> tuple[Series, Series]:
+        """Alternate the two and report the median of the ratios of their rates."""
+        mine, theirs = self.alternate(ours, baseline)
+        ratio = median(a / b for a, b in zip(mine.rates, theirs.rates, strict=True))
+        bound = "" if at_least is None else f"≥ {at_least:g}"
+        met = at_least is None or ratio >= at_least
+        figures = median(mine.rates), median(theirs.rates)
+        self.add(Result(case, figures[0], unit, baseline.label, figures[1], ratio, bound, met))
+        return mine, theirs
+
+    def repeat(self, measure: Callable[[], None]) -> None:
+        """Run something that takes its own times, once a round."""
+        self._benchmark.pedantic(measure, rounds=self.rounds)
+
+    def add(self, result: Result) -> None:
+        """Report a line."""
+        self._results.append(result)
+        self._benchmark.extra_info["results"].append(asdict(result))
