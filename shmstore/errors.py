@@ -98,10 +98,9 @@ def storage_error(error: OSError, doing: str, path: object, advice: str | None =
 
     Examples
     --------
-    >>> str(storage_error(PermissionError(13, "Permission denied"), "create the recording", "data"))
-    '[Errno 13] cannot create the recording: Permission denied: check the permissions of the folder, or choose
-    \
-another one: 'data''
+    >>> error = storage_error(PermissionError(13, "Permission denied"), "create the recording", "data")
+    >>> print(error.strerror)
+    cannot create the recording: Permission denied: check the permissions of the folder, or choose another one
     """
     code = error.errno or errno.EIO
     reason = error.strerror or str(error)

@@ -47,7 +47,13 @@ class Segment:
         self.path = path
         self.size = size
         self._fd = fd
-        self._map = mmap.mmap(fd, size, flags=mmap.MAP_SHARED | _POPULATE)
+        # mmap keeps a duplicate of its descriptor until the last view goes, and with it the locks of that open
+        # file: so the mapping gets an open of its own, and locks end with `close`.
+        own = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self._map = mmap.mmap(own, size, flags=mmap.MAP_SHARED | _POPULATE)
+        finally:
+            os.close(own)
         self.view = memoryview(self._map)
 
     @classmethod

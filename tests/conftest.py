@@ -6,7 +6,9 @@ import gc
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import os
+import shutil
 import stat
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -149,3 +151,11 @@ def _nothing_left_behind() -> Iterator[None]:
 def output_dir(tmp_path: Path) -> Path:
     """Return an empty folder for the files that a test records."""
     return tmp_path
+
+
+@pytest.fixture
+def shared_folder() -> Iterator[Path]:
+    """Return an empty folder in shared memory, removed after the test with all that is in it."""
+    folder = Path(tempfile.mkdtemp(prefix="shmstore-test-", dir=SHARED_MEMORY))
+    yield folder
+    shutil.rmtree(folder)

@@ -100,9 +100,9 @@ class Ledger:
         held = values(producer, sequence, row)
         assert np.array_equal(read["value"], held["value"])
         assert read["label"].equals(held["label"])
+        assert np.array_equal(read["flag"], held["flag"] & ~held["null"])
         if "null" in read:
             assert np.array_equal(read["null"], held["null"])
-            assert np.array_equal(read["flag"][~held["null"]], held["flag"][~held["null"]])
 
     def check_complete(self) -> None:
         """Check that nothing that was put is missing."""
@@ -112,7 +112,7 @@ class Ledger:
 def plain_rows(group: Any, stop: int | None = None, start: int = 0) -> Iterator[dict[str, Any]]:
     """Give an instrument's rows as plain h5py shows them, in slices; ``group`` is its group."""
     stop = len(group["producer"]) if stop is None else stop
-    mask = group.get("_arrow/validity/flag") or group.get("_arrow/flag/validity")
+    mask = group.get(f"_arrow/validity/{SCHEMA.get_field_index('flag')}")
     for first in range(start, stop, _SLICE_ROWS):
         part = slice(first, min(stop, first + _SLICE_ROWS))
         read = {name: group[name][part] for name in ("producer", "sequence", "row", "value", "flag")}
