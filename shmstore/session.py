@@ -167,6 +167,11 @@ class Session:
         """Where the writer's control socket is."""
         return self.folder / "control"
 
+    @property
+    def report_path(self) -> Path:
+        """Where the writer leaves its closing report."""
+        return self.folder / "report"
+
     def ring_path(self, number: int) -> Path:
         """Where a ring's segment is."""
         return self.folder / f"ring-{number}"

@@ -139,7 +139,11 @@ class HDF5Storage:
             except TimeoutError:
                 raise
             except ShmStoreError as error:
-                failure = error
+                # An earlier close() may have run out of patience; what the writer had to say then is kept.
+                if self._session.state == State.CLOSED:
+                    report = json.loads(self._session.report_path.read_text())
+                else:
+                    failure = error
             self._take_down(killed=failure is not None)
             if failure is not None:
                 self._state = "broken"
@@ -252,7 +256,7 @@ class HDF5Storage:
         if kind is None:
             self.close()
             return
-        with contextlib.suppress(ShmStoreError):  # the block's own exception is the one to see
+        with contextlib.suppress(ShmStoreError, TimeoutError):  # the block's own exception is the one to see
             self.close()
 
     def __repr__(self) -> str:

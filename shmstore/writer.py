@@ -426,13 +426,15 @@ class Writer:
         for instrument in self._instruments:
             instrument.assembly.close()
         self._file.finish(state, json.dumps(accounting), rows)
-        self._session.state = State.CLOSED
         size = self._file.path.stat().st_size
         report: Message = {
             "state": state,
             "problems": problems,
             "stats": statistics.to_dict() | {"file_bytes": size},
         }
+        # Kept in the session too: an owner that did not wait long enough may come back for it.
+        self._session.report_path.write_text(json.dumps(report))
+        self._session.state = State.CLOSED
         for peer in self._flush_waiters:
             self._service.reply(peer, report)
         self._pipeline.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -116,13 +117,35 @@ def plain_rows(group: Any, stop: int | None = None, start: int = 0) -> Iterator[
     for first in range(start, stop, _SLICE_ROWS):
         part = slice(first, min(stop, first + _SLICE_ROWS))
         read = {name: group[name][part] for name in ("producer", "sequence", "row", "value", "flag")}
-        read["label"] = pa.array(group["label"].asstr()[part], pa.string())
+        read["label"] = _labels(group["label"], part)
         if mask is not None:
             valid = np.ones(part.stop - part.start, np.bool_)
             stored = mask[part]
             valid[: len(stored)] = stored
             read["null"] = ~valid
         yield read
+
+
+def visible_rows(group: Any) -> int:
+    """Return how many rows a reader of a live file sees in all columns."""
+    for column in SCHEMA.names:
+        for dataset in (group[column].values() if isinstance(group[column], h5py.Group) else [group[column]]):
+            dataset.refresh()
+    label = group["label"]
+    rows = min(len(group[column]) for column in SCHEMA.names if column != "label")
+    if not isinstance(label, h5py.Group):
+        return min(rows, len(label))
+    offsets = label["OFFSETS"][: rows + 1]
+    return int(np.searchsorted(offsets, len(label["CHARS"]), side="right")) - 1
+
+
+def _labels(stored: Any, part: slice) -> pa.Array:
+    if not isinstance(stored, h5py.Group):
+        return pa.array(stored.asstr()[part], pa.string())
+    offsets = stored["OFFSETS"][part.start : part.stop + 1].astype(np.int64)
+    chars = stored["CHARS"][offsets[0] : offsets[-1]]
+    buffers = [None, pa.py_buffer(offsets - offsets[0]), pa.py_buffer(chars)]
+    return pa.Array.from_buffers(pa.large_string(), len(offsets) - 1, buffers).cast(pa.string())
 
 
 def arrow_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
