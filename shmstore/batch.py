@@ -70,7 +70,8 @@ def read_ipc(body: memoryview, skip: int, schema: pa.Schema, rows: int) -> pa.Re
         The bytes are no such batch.
     """
     try:
-        message = pa.ipc.read_message(pa.py_buffer(body[skip:]))
+        # Sliced as an Arrow buffer, not as a memoryview: so the body itself knows that arrays look at it.
+        message = pa.ipc.read_message(pa.py_buffer(body).slice(skip))
         batch = pa.ipc.read_record_batch(message, schema)
         batch.validate()
     except (pa.ArrowException, OSError, ValueError, EOFError) as error:

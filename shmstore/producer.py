@@ -328,7 +328,7 @@ class Producer:
                 f"this producer of {self.instrument_id!r} was closed: make a new one with storage.producer()"
             )
         attachment = self._attach()
-        # While waiting (``rejected_rows``), the kernel is asked too: a killed writer cannot say that it is gone.
+        # While waiting (``rejected_rows``), the kernel is asked too: a killed writer cannot say so.
         if attachment.session.recording and (not rejected_rows or attachment.session.writer_lives):
             return
         attachment.ring.count_rejected(rejected_rows)

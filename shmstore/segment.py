@@ -47,8 +47,8 @@ class Segment:
         self.path = path
         self.size = size
         self._fd = fd
-        # mmap keeps a duplicate of its descriptor until the last view goes, and with it the locks of that open
-        # file: so the mapping gets an open of its own, and locks end with `close`.
+        # mmap keeps a duplicate of its descriptor until the last view goes, and with it that open's locks: so
+        # the mapping gets an open of its own, and locks end with `close`.
         own = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
         try:
             self._map = mmap.mmap(own, size, flags=mmap.MAP_SHARED | _POPULATE)
@@ -71,6 +71,10 @@ class Segment:
         except OSError as error:
             raise storage_error(error, "make a shared-memory segment", path) from None
         try:
+            # Asked first: tmpfs takes page after page before it finds that there are too few, and may drive the
+            # machine out of memory on the way.
+            if size > _left(path):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             # tmpfs lets ftruncate exceed what is left and answers the first touch with SIGBUS; this fails
             # here.
             os.posix_fallocate(fd, 0, size)
@@ -164,11 +168,15 @@ def _amount(size: int) -> str:
     return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.0f} KiB"
 
 
+def _left(path: Path) -> int:
+    """Return the bytes that are free where ``path`` lies."""
+    filesystem = os.statvfs(path.parent)
+    return filesystem.f_bavail * filesystem.f_frsize
+
+
 def _enlarge(path: Path) -> str:
-    left = os.statvfs(path.parent)
     return (
-        f"{_amount(left.f_bavail * left.f_frsize)} are left there: use a smaller ring_bytes or fewer "
-        "producers, or enlarge "
+        f"{_amount(_left(path))} are left there: use a smaller ring_bytes or fewer producers, or enlarge "
         f"it (`mount -o remount,size=8G {path.parent.parent}`; in Docker `--shm-size=8g`)"
     )
 

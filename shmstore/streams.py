@@ -144,7 +144,7 @@ class ChunkAssembler:
         self._published_chunk, self._published_items = self._chunk, self.total
 
     def finish(self) -> None:
-        """Hand the last, partial chunk to the pipeline, filled up with zeros; nothing can be appended then."""
+        """Hand the last, partial chunk to the pipeline, filled up with zeros; nothing may come after."""
         if self._filled and self.total > self._published_items:
             buffer = self._tail[0]
             buffer[self._filled * self._item_bytes :] = 0
