@@ -190,18 +190,13 @@ class InstrumentAssembly:
         eager = [
             (column, stream) for column in self._columns() for stream in column.streams if not stream.lazy
         ]
-        seen = self._waiting_items
-        self._make_streams(
-            [
-                (
-                    stream,
-                    max(seen[stream.path], 1)
-                    if last
-                    else self._chunk_items(column, stream, len(eager), elapsed),
-                )
-                for column, stream in eager
-            ]
-        )
+        if last:
+            chunks = [max(self._waiting_items[stream.path], 1) for _, stream in eager]
+        else:
+            largest = chunking.largest_bytes(len(eager))
+            widest = max(stream.item_bytes for _, stream in eager)
+            chunks = [self._chunk_items(column, stream, largest, widest, elapsed) for column, stream in eager]
+        self._make_streams([(stream, items) for (_, stream), items in zip(eager, chunks, strict=True)])
         self._eager = [(stream.path, self._streams[stream.path]) for _, stream in eager]
         self._lazy = [stream for column in self._columns() for stream in column.streams if stream.lazy]
         row = 0
@@ -241,13 +236,13 @@ class InstrumentAssembly:
             assembler.begin_at(row)
         return assembler
 
-    def _chunk_items(self, column: Column, stream: Stream, streams: int, elapsed: float) -> int:
+    def _chunk_items(self, column: Column, stream: Stream, largest: int, widest: int, elapsed: float) -> int:
         configured = self.config.column(column.name).chunk_rows or self.config.chunk_rows
         if configured and stream.role != "chars":
             return configured
         if self.config.chunk_bytes:
             return chunking.items_per_chunk(stream.item_bytes, self.config.chunk_bytes)
-        largest = chunking.largest_bytes(streams)
+        largest = chunking.largest_beside(stream.item_bytes, widest, largest)
         seen = self._waiting_items[stream.path]
         size = chunking.bytes_for_rate(seen, stream.item_bytes, elapsed, largest, self._known_after_s)
         return chunking.items_per_chunk(stream.item_bytes, size)

@@ -16,6 +16,8 @@ _INSTRUMENT_BYTES = 64 * 1024 * _KIB
 SMALLEST = 4 * _KIB
 #: Chunk of an instrument about whose rate nothing is known yet.
 UNKNOWN = 64 * _KIB
+#: Most chunks of the widest column that one chunk of a narrow one beside it may span.
+_SPAN_CHUNKS = 64
 #: A slow column's chunk covers about this long, in seconds; what its tail costs in the file is then one such
 #: chunk.
 _SPAN_S = 8.0
@@ -61,6 +63,20 @@ def bytes_for_rate(items: int, item_bytes: int, seconds: float, largest: int, kn
     return round_up_to_power_of_two(
         max(SMALLEST, min(largest, int(seen / max(seconds, 1e-3) * _SPAN_S))), largest
     )
+
+
+def largest_beside(item_bytes: int, widest_item_bytes: int, largest: int) -> int:
+    """Return the largest chunk for a narrow stream beside a wide one: a time stamp beside an image.
+
+    Without it, the time stamps of a slow camera would fill their first chunk only after hours.
+
+    Examples
+    --------
+    >>> largest_beside(8, 8, LARGEST), largest_beside(8, 128 * 1024, LARGEST)
+    (1048576, 4096)
+    """
+    widest_chunk = items_per_chunk(widest_item_bytes, largest)
+    return min(largest, max(SMALLEST, _SPAN_CHUNKS * widest_chunk * item_bytes))
 
 
 def round_up_to_power_of_two(size: int, largest: int) -> int:

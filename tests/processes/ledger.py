@@ -88,7 +88,7 @@ def visible_rows(group: Any) -> int:
     if not isinstance(label, h5py.Group):
         return min(rows, len(label))
     offsets = label["OFFSETS"][: rows + 1]
-    return int(np.searchsorted(offsets, len(label["CHARS"]), side="right")) - 1
+    return max(0, int(np.searchsorted(offsets, len(label["CHARS"]), side="right")) - 1)
 
 
 def _labels(stored: Any, part: slice) -> pa.Array:

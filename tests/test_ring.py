@@ -1,0 +1,485 @@
+"""The ring against a model, against its own wreckage, and between real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import tempfile
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from children import Child
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shmstore.errors import BatchTooLargeError, BrokenError, StorageError
+from shmstore.ring import HEADER_BYTES, SLOT_HEADER_BYTES, Kind, Life, Ring, Slot
+from shmstore.segment import Segment, align
+
+CAPACITY = 4096
+STAMP = struct.Struct("<Q")
+
+
+def body_of(sequence: int, length: int) -> bytes:
+    """A body that says which it is: its sequence number, and a pattern that follows from it."""
+    pattern = np.arange(length) * 7 + sequence * 31
+    return (STAMP.pack(sequence) + pattern.astype(np.uint8).tobytes())[:length]
+
+
+def seal(ring: Ring, length: int, rows: int = 1) -> int | None:
+    """Put one slot, if there is room."""
+    body = ring.reserve(length)
+    if body is None:
+        return None
+    body[:] = body_of(ring.sealed_slots, length)
+    body.release()
+    return ring.seal(Kind.IPC, length, rows, 5)
+
+
+def take(ring: Ring) -> Slot:
+    """Borrow a slot that must be there."""
+    slot = ring.borrow()
+    assert slot is not None
+    return slot
+
+
+@pytest.fixture
+def ring(shared_folder: Path) -> Iterator[Ring]:
+    made = Ring.create(shared_folder / "ring-9", CAPACITY, 9)
+    yield made
+    made.close()
+
+
+# -- a slot's life ---------------------------------------------------------------------------------------
+
+
+def test_a_slot_comes_out_as_it_went_in(ring: Ring) -> None:
+    body = ring.reserve(100)
+    assert body is not None
+    assert len(body) == 100
+    body[:] = body_of(0, 100)
+    assert ring.seal(Kind.PLAIN, 100, 17, 5, skip=32) == 0
+    slot = take(ring)
+    assert bytes(slot.body) == body_of(0, 100)
+    assert slot._replace(body=memoryview(b"")) == Slot(0, 192, 0, Kind.PLAIN, 0, 17, 5, 32, memoryview(b""))
+    assert slot.body.readonly
+    assert ring.borrow() is None
+    assert (ring.used, ring.high_water) == (192, 192)
+    body.release()
+    ring.release(slot)
+    assert (ring.used, ring.high_water) == (0, 192)
+
+
+def test_bodies_are_aligned_and_rows_and_sequences_count_up(ring: Ring) -> None:
+    for length in (0, 1, 63, 64, 65):
+        seal(ring, length, rows=length)
+    slots = [take(ring) for _ in range(5)]
+    assert [slot.sequence for slot in slots] == [0, 1, 2, 3, 4]
+    assert [slot.row_start for slot in slots] == [0, 0, 1, 64, 128]
+    assert [slot.position for slot in slots[1:]] == [slot.end for slot in slots[:-1]]
+    for slot in slots:
+        array = np.frombuffer(slot.body, np.uint8)
+        assert not len(array) or array.ctypes.data % 64 == 0
+        del array
+        assert bytes(slot.body) == body_of(slot.sequence, len(slot.body))
+        ring.release(slot)
+    assert (ring.sealed_slots, ring.sealed_rows, ring.sealed_bytes) == (5, 193, 193)
+
+
+def test_what_is_not_sealed_is_invisible(ring: Ring, shared_folder: Path) -> None:
+    consumer = Ring.attach(shared_folder / "ring-9")
+    body = ring.reserve(200)
+    assert body is not None
+    body[:] = b"x" * 200
+    assert consumer.borrow() is None
+    assert not consumer.has_sealed()
+    body.release()
+    ring.seal(Kind.IPC, 200, 1, 0)
+    assert consumer.has_sealed()
+    assert take(consumer).rows == 1
+    consumer.close()
+
+
+def test_a_loan_given_back_leaves_its_space_to_the_next(ring: Ring) -> None:
+    """The five mistakes of queues like this one: an exception must not lose the slot."""
+    for _ in range(100):
+        body = ring.reserve(ring.largest_body)
+        assert body is not None
+        body[:3] = b"bad"
+        body.release()
+    assert ring.borrow() is None
+    assert ring.used == 0
+    assert seal(ring, ring.largest_body) == 0
+    slot = take(ring)
+    assert bytes(slot.body) == body_of(0, ring.largest_body)
+
+
+def test_sealing_less_than_was_reserved_frees_the_rest(ring: Ring) -> None:
+    body = ring.reserve(3000)
+    assert body is not None
+    body[:10] = body_of(0, 10)
+    body.release()
+    ring.seal(Kind.IPC, 10, 1, 0)
+    assert ring.used == 128
+    assert seal(ring, 3000) == 1
+    assert bytes(take(ring).body) == body_of(0, 10)
+    assert bytes(take(ring).body) == body_of(1, 3000)
+
+
+def test_the_last_slot_is_handed_out(ring: Ring) -> None:
+    """No slot is kept back to tell full from empty."""
+    for expected in range(CAPACITY // 128):
+        assert seal(ring, 64) == expected
+    assert ring.used == ring.capacity
+    assert seal(ring, 0) is None
+    ring.release(take(ring))
+    assert seal(ring, 64) == CAPACITY // 128
+
+
+@pytest.mark.parametrize("length", [CAPACITY - SLOT_HEADER_BYTES, CAPACITY - SLOT_HEADER_BYTES - 63])
+def test_a_slot_as_large_as_the_ring_fits_again_and_again(ring: Ring, length: int) -> None:
+    for lap in range(5):
+        assert seal(ring, length) == lap
+        assert seal(ring, 0) is None
+        slot = take(ring)
+        assert bytes(slot.body) == body_of(lap, length)
+        ring.release(slot)
+
+
+def test_a_slot_larger_than_the_ring_is_refused_with_the_size_that_helps(ring: Ring) -> None:
+    with pytest.raises(BatchTooLargeError, match="set ring_bytes to at least") as caught:
+        ring.reserve(ring.largest_body + 1)
+    enough = int(str(caught.value).split()[-1])
+    assert enough - HEADER_BYTES >= ring.largest_body + 1 + SLOT_HEADER_BYTES
+    assert ring.used == 0
+    assert seal(ring, 10) == 0
+
+
+# -- the wrap --------------------------------------------------------------------------------------------
+
+
+def test_a_slot_that_does_not_fit_the_lap_begins_the_next(ring: Ring) -> None:
+    seal(ring, 3000)
+    ring.release(take(ring))
+    assert seal(ring, 2000) == 1  # 1,024 bytes are left of the lap
+    slot = take(ring)
+    assert slot.position == CAPACITY
+    assert bytes(slot.body) == body_of(1, 2000)
+    assert (slot.sequence, slot.row_start) == (1, 1)  # a pad is no slot, and has no rows
+    ring.release(slot)
+    assert ring.used == 0
+
+
+def test_a_pad_is_released_even_if_the_slot_behind_it_has_to_wait(ring: Ring) -> None:
+    seal(ring, 1984)
+    seal(ring, 1024)
+    first = take(ring)
+    assert seal(ring, ring.largest_body) is None  # only the pad is written
+    assert ring.used == ring.capacity
+    second = take(ring)
+    ring.release(first)
+    ring.release(second)
+    assert ring.borrow() is None
+    assert ring.used == 0
+    assert seal(ring, ring.largest_body) == 2
+    assert bytes(take(ring).body) == body_of(2, ring.largest_body)
+
+
+def test_a_pad_passed_while_a_slot_is_borrowed_goes_with_that_slot(ring: Ring) -> None:
+    seal(ring, 3000)
+    slot = take(ring)
+    assert seal(ring, 2000) is None
+    assert ring.borrow() is None
+    assert ring.used == ring.capacity
+    ring.release(slot)
+    assert ring.used == 0
+
+
+def test_a_pad_as_small_as_a_header(ring: Ring) -> None:
+    seal(ring, CAPACITY - 2 * SLOT_HEADER_BYTES)
+    ring.release(take(ring))
+    assert seal(ring, 1) == 1
+    slot = take(ring)
+    assert (slot.position, bytes(slot.body)) == (CAPACITY, body_of(1, 1))
+
+
+def test_a_header_of_an_earlier_lap_is_never_mistaken(ring: Ring) -> None:
+    """All places hold sealed headers of earlier laps; none of them may be borrowed again."""
+    for lap in range(6):
+        for _ in range(CAPACITY // 256):
+            assert ring.borrow() is None
+            assert not ring.has_sealed()
+            assert seal(ring, 192) is not None
+            slot = take(ring)
+            assert slot.position // CAPACITY == lap
+            ring.release(slot)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, CAPACITY - SLOT_HEADER_BYTES), st.integers(0, 3), st.integers(0, 3)),
+        max_size=120,
+    ),
+    st.sampled_from([CAPACITY, CAPACITY - 64, 1088]),
+)
+def test_slots_of_any_size_come_out_once_in_order_and_whole(
+    steps: list[tuple[int, int, int]], capacity: int
+) -> None:
+    """Producer and consumer interleaved, with any number of slots borrowed, against a list."""
+    with tempfile.TemporaryDirectory(prefix="shmstore-test-", dir="/dev/shm") as folder:
+        producer = Ring.create(Path(folder) / "ring", capacity, 0)
+        consumer = Ring.attach(Path(folder) / "ring")
+        sealed: deque[tuple[int, int]] = deque()
+        borrowed: deque[Slot] = deque()
+
+        def borrow() -> bool:
+            slot = consumer.borrow()
+            assert (slot is None) == (not sealed)
+            if slot is None:
+                return False
+            sequence, length = sealed.popleft()
+            assert (slot.sequence, len(slot.body)) == (sequence, length)
+            borrowed.append(slot)
+            return True
+
+        def release() -> None:
+            slot = borrowed.popleft()
+            assert bytes(slot.body) == body_of(slot.sequence, len(slot.body))  # still, after all that came
+            consumer.release(slot)
+
+        for length, borrows, releases in steps:
+            size = min(length, producer.largest_body)
+            sequence = seal(producer, size)
+            if sequence is not None:
+                sealed.append((sequence, size))
+            elif not sealed and not borrowed:
+                borrow()  # passes the pad
+                assert seal(producer, size) is not None  # an empty ring takes everything
+                sealed.append((producer.sealed_slots - 1, size))
+            for _ in range(borrows):
+                borrow()
+            for _ in range(min(releases, len(borrowed))):
+                release()
+        while borrow():
+            pass
+        while borrowed:
+            release()
+        consumer.borrow()
+        assert producer.used == 0
+        producer.close()
+        consumer.close()
+
+
+# -- who looks at a slot ---------------------------------------------------------------------------------
+
+
+def test_a_borrowed_slot_is_not_overwritten_until_it_is_released(ring: Ring) -> None:
+    seal(ring, 1000)
+    kept = take(ring)
+    while seal(ring, 500) is not None:
+        pass
+    for _ in range(20):  # others come and go behind it; the space before it stays taken
+        while (slot := ring.borrow()) is not None:
+            assert bytes(slot.body) == body_of(slot.sequence, 500)
+        assert seal(ring, 500) is None
+    assert bytes(kept.body) == body_of(0, 1000)
+
+
+def test_releasing_under_a_living_array_is_refused(ring: Ring) -> None:
+    seal(ring, 1000)
+    slot = take(ring)
+    array = np.frombuffer(slot.body, np.uint8)[10:20]
+    with pytest.raises(BufferError):
+        ring.release(slot)
+    assert ring.used > 0
+    assert bytes(array) == body_of(0, 1000)[10:20]
+    del array
+    ring.release(slot)
+    assert ring.used == 0
+    with pytest.raises(ValueError, match="released"):
+        bytes(slot.body)
+
+
+def test_an_array_outlives_the_ring(shared_folder: Path) -> None:
+    ring = Ring.create(shared_folder / "ring", CAPACITY, 0)
+    seal(ring, 100)
+    array = np.frombuffer(take(ring).body, np.uint8)
+    ring.close()
+    ring.segment.unlink()
+    assert bytes(array) == body_of(0, 100)
+
+
+# -- wreckage --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offset", range(0, 56, 4))
+def test_a_damaged_header_is_noticed(ring: Ring, offset: int) -> None:
+    seal(ring, 100)
+    ring.segment.view[HEADER_BYTES + offset] ^= 0x40
+    with pytest.raises(BrokenError, match="damaged at position 0"):
+        ring.borrow()
+
+
+def test_a_header_that_points_outside_is_refused_though_its_checksum_is_right(ring: Ring) -> None:
+    body = ring.reserve(100)
+    assert body is not None
+    body.release()
+    ring.seal(Kind.IPC, CAPACITY, 1, 0)
+    with pytest.raises(BrokenError, match="does not hold together"):
+        ring.borrow()
+
+
+def test_a_message_that_begins_outside_its_body_is_refused(ring: Ring) -> None:
+    body = ring.reserve(100)
+    assert body is not None
+    body.release()
+    ring.seal(Kind.IPC, 100, 1, 0, skip=101)
+    with pytest.raises(BrokenError, match="does not hold together"):
+        ring.borrow()
+
+
+def test_a_damaged_position_of_the_consumer_is_noticed_by_the_producer(ring: Ring) -> None:
+    ring.segment.words(2048, 1)[0] = 2 * CAPACITY
+    with pytest.raises(BrokenError, match="damaged"):
+        ring.reserve(10)
+
+
+@pytest.mark.parametrize(
+    ("offset", "message"), [(0, "no ring of this version"), (8, "no ring of this version"), (17, "damaged")]
+)
+def test_a_segment_that_is_no_ring_is_refused(shared_folder: Path, offset: int, message: str) -> None:
+    ring = Ring.create(shared_folder / "ring", CAPACITY, 0)
+    ring.segment.view[offset] ^= 1
+    ring.close()
+    with pytest.raises(BrokenError, match=message):
+        Ring.attach(shared_folder / "ring")
+
+
+def test_a_segment_too_small_for_a_ring_is_refused(shared_folder: Path) -> None:
+    Segment.create(shared_folder / "ring", 100).close()
+    with pytest.raises(BrokenError, match="only 100 bytes"):
+        Ring.attach(shared_folder / "ring")
+    with pytest.raises(StorageError, match="recording has ended"):
+        Ring.attach(shared_folder / "none")
+
+
+def test_a_strange_state_of_the_producer_is_refused(ring: Ring) -> None:
+    ring.segment.words(1024, 2)[1] = 77
+    with pytest.raises(BrokenError, match="77"):
+        _ = ring.life
+
+
+# -- two processes ---------------------------------------------------------------------------------------
+
+
+def test_a_ring_has_one_producer_until_that_is_killed(ring: Ring, shared_folder: Path) -> None:
+    path = shared_folder / "ring-9"
+    with Child(
+        "import os",
+        "from shmstore.ring import Ring",
+        f"ring = Ring.attach(Path({str(path)!r}))",
+        "say(ring.claim(os.getpid()))",
+        "wait()",
+    ) as child:
+        assert child.hear() == "True"
+        assert ring.producer_lives
+        assert (ring.producer_pid, ring.life) == (child.pid, Life.ATTACHED)
+        second = Ring.attach(path)
+        assert not second.claim(os.getpid())
+        assert ring.producer_pid == child.pid
+        child.end(signal.SIGKILL)
+        assert not ring.producer_lives
+        assert second.claim(os.getpid())
+        assert ring.producer_pid == os.getpid()
+        second.end(Life.CLOSED)
+        assert not ring.producer_lives
+        assert ring.life == Life.CLOSED
+        second.close()
+
+
+def test_a_producer_killed_within_a_loan_leaves_what_it_sealed_and_nothing_else(
+    ring: Ring, shared_folder: Path
+) -> None:
+    with Child(
+        "import os",
+        "from shmstore.ring import Kind, Ring",
+        f"ring = Ring.attach(Path({str(shared_folder / 'ring-9')!r}))",
+        "ring.claim(os.getpid())",
+        "ring.reserve(5)[:] = b'first'",
+        "ring.seal(Kind.IPC, 5, 1, 0)",
+        "ring.reserve(6)[:] = b'second'",
+        "say('ready')",
+        "wait()",
+    ) as child:
+        assert child.hear() == "ready"
+        child.end(signal.SIGKILL)
+    assert bytes(take(ring).body) == b"first"
+    assert ring.borrow() is None
+    assert (ring.sealed_slots, ring.sealed_rows) == (1, 1)
+
+
+def test_ten_thousand_slots_through_a_small_ring_to_another_process(
+    ring: Ring, shared_folder: Path
+) -> None:
+    """No bell here: each side looks again, so that only the ring itself orders what they see."""
+    slots = 10_000
+    path = shared_folder / "ring-9"
+    with Child(
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})",
+        "import time",
+        "from shmstore.ring import Ring",
+        "from test_ring import body_of",
+        f"ring = Ring.attach(Path({str(path)!r}))",
+        "expected = 0",
+        f"while expected < {slots}:",
+        "    slot = ring.borrow()",
+        "    if slot is None:",
+        "        time.sleep(0)",
+        "        continue",
+        "    if slot.sequence != expected or bytes(slot.body) != body_of(expected, expected * 37 % 1500):",
+        "        say('wrong', slot.sequence, expected, bytes(slot.body)[:8])",
+        "        break",
+        "    ring.release(slot)",
+        "    expected += 1",
+        "say('took', expected, ring.used)",
+        "ring.close()",
+    ) as child:
+        for sequence in range(slots):
+            while seal(ring, sequence * 37 % 1500) is None:
+                os.sched_yield()
+                if child.process.poll() is not None:
+                    break
+        assert child.hear() == f"took {slots} 0"
+    assert ring.sealed_slots == slots
+
+
+# -- counts ----------------------------------------------------------------------------------------------
+
+
+def test_counts_and_words_reach_the_other_side(ring: Ring, shared_folder: Path) -> None:
+    other = Ring.attach(shared_folder / "ring-9")
+    ring.count_dropped(3)
+    ring.count_dropped(4)
+    ring.count_rejected(5)
+    ring.set_waiting(True)
+    assert (other.number, other.capacity) == (9, CAPACITY)
+    assert (other.dropped_rows, other.rejected_rows, other.waiting) == (7, 5, True)
+    ring.set_waiting(False)
+    assert not other.waiting
+    assert ring.taken_at_end() is None
+    other.finish(0)
+    assert ring.taken_at_end() == 0
+    other.close()
+
+
+def test_sealing_counts_bytes_with_their_header_only_as_used(ring: Ring) -> None:
+    seal(ring, 100)
+    seal(ring, 200)
+    assert ring.sealed_bytes == 300
+    assert ring.used == 2 * SLOT_HEADER_BYTES + align(100) + align(200)
+    assert f"{ring.used} of {CAPACITY}" in repr(ring)
