@@ -34,6 +34,10 @@ _LIBVER = ("v110", "v110")
 _FILTER_OPTIONAL = 1
 #: Rows of a variable-length column in one chunk: 64 KiB of references.
 _VARIABLE_CHUNK_ITEMS = 4096
+#: Memory that HDF5 keeps for an item of a variable-length column besides its bytes, and how much of that may
+#: add up: what holds the items is metadata, which stays in the cache while its evictions are off (measured:
+#: 105 bytes for each string of 10).
+_HEAP_ITEM_BYTES, _HEAP_BYTES = 96, 64 * 2**20
 _HDF5PLUGIN = {
     "bzip2": "BZip2",
     "fcidecomp": "FciDecomp",
@@ -130,7 +134,9 @@ class Dataset:
     def write_variable(self, start: int, items: npt.NDArray[Any]) -> None:
         """Write variable-length items from ``start`` on, within the extent; HDF5 places their bytes."""
         self._write(start, items)
-        self.bytes_written += sum(len(item) for item in items.tolist()) + items.nbytes
+        size = sum(len(item) for item in items.tolist())
+        self.bytes_written += size + items.nbytes
+        self._file.heap_bytes += size + _HEAP_ITEM_BYTES * len(items)
 
     def _write(self, start: int, items: npt.NDArray[Any]) -> None:
         space = self.id.get_space()
@@ -153,11 +159,14 @@ class RecordingFile:
         The file.
     generation : int
         Grows whenever the file was reopened: handles of an older generation are dead.
+    heap_bytes : int
+        Memory that variable-length items hold, estimated; given back by a :meth:`flush` when it is too much.
     """
 
     def __init__(self, path: Path, file: h5py.File) -> None:
         self.path = path
         self.generation = 0
+        self.heap_bytes = 0
         self._file = file
         self._sync_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._structuring = False
@@ -325,6 +334,9 @@ class RecordingFile:
     def flush(self) -> None:
         """Publish to readers what was written; libhdf5 does not fsync."""
         self._file.flush()
+        if self.heap_bytes > _HEAP_BYTES:
+            with self.structure():  # closing is the only thing that makes HDF5 let go of the heap
+                self.heap_bytes = 0
 
     def sync(self) -> None:
         """Wait until the disk has what was flushed; touches no HDF5, so another thread may call it."""

@@ -27,9 +27,13 @@ from __future__ import annotations
 import contextlib
 import enum
 import struct
+import weakref
 import zlib
 from pathlib import Path
 from typing import NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
 
 from shmstore.errors import BatchTooLargeError, BrokenError
 from shmstore.segment import ALIGNMENT, Segment, align
@@ -94,6 +98,8 @@ class Slot(NamedTuple):
         Where in the body the record batch begins.
     body : memoryview
         The bytes, over the ring itself; read-only.
+    viewed : weak reference
+        To what the body and every array over it keep alive: gone once nobody looks at the slot.
     """
 
     position: int
@@ -105,6 +111,7 @@ class Slot(NamedTuple):
     schema_id: int
     skip: int
     body: memoryview
+    viewed: weakref.ref[npt.NDArray[np.uint8]]
 
 
 class Ring:
@@ -154,7 +161,12 @@ class Ring:
     @classmethod
     def attach(cls, path: Path) -> Self:
         """Map an existing ring."""
-        return cls(Segment.attach(path))
+        segment = Segment.attach(path)
+        try:
+            return cls(segment)
+        except BrokenError:
+            segment.close()
+            raise
 
     # -- the producer's side ---------------------------------------------------------------------------------
 
@@ -390,8 +402,13 @@ class Ring:
                 self._consumer[_C_HIGH_WATER] = used
             self._borrowed += 1
             start = place + SLOT_HEADER_BYTES
-            body = self._slots[start : start + length].toreadonly()
-            return Slot(position, end, sequence, Kind(kind), row_start, rows, schema_id, skip, body)
+            # An exporter of its own: over a mere slice, numpy's views would hold on to the whole mapping.
+            exporter: npt.NDArray[np.uint8] = (
+                np.frombuffer(self._slots, np.uint8, length, start) if length else np.empty(0, np.uint8)
+            )
+            body = memoryview(exporter).toreadonly()
+            viewed = weakref.ref(exporter)
+            return Slot(position, end, sequence, Kind(kind), row_start, rows, schema_id, skip, body, viewed)
 
     def has_sealed(self) -> bool:
         """Whether :meth:`borrow` would find a slot (or a pad) now."""
@@ -407,6 +424,8 @@ class Ring:
             An array over the slot's body is still alive: releasing it would let the producer overwrite it.
         """
         slot.body.release()
+        if slot.viewed() is not None:
+            raise BufferError(f"an array over batch {slot.sequence} of ring {self.number} is still alive")
         self._borrowed -= 1
         # A pad that was passed since goes with the last slot before it: the producer may be waiting for that
         # space.

@@ -71,8 +71,8 @@ class Segment:
         except OSError as error:
             raise storage_error(error, "make a shared-memory segment", path) from None
         try:
-            # Asked first: tmpfs takes page after page before it finds that there are too few, and may drive the
-            # machine out of memory on the way.
+            # Asked first: tmpfs takes page after page before it finds that there are too few, and may drive
+            # the machine out of memory on the way.
             if size > _left(path):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             # tmpfs lets ftruncate exceed what is left and answers the first touch with SIGBUS; this fails

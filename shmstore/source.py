@@ -7,46 +7,15 @@ safe. It knows nothing of Arrow or HDF5.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
+from shmstore.accounting import Account
 from shmstore.assembly import Ticket
 from shmstore.errors import BrokenError
 from shmstore.queue import DescriptorQueue
 from shmstore.ring import Life, Ring, Slot
 from shmstore.session import Session
-
-
-@dataclass(slots=True)
-class Account:
-    """Rows of one producer, as the writer counted them."""
-
-    instrument_id: str
-    ring: int
-    taken: int = 0
-    taken_slots: int = 0
-    committed: int = 0
-    committed_slots: int = 0
-    quarantined: int = 0
-    dropped: int = 0
-    rejected: int = 0
-    lost: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what is stamped into the file: ``accepted = committed + dropped + rejected + lost``."""
-        return {
-            "instrument": self.instrument_id,
-            "ring": self.ring,
-            "accepted": self.taken + self.dropped + self.rejected + self.lost,
-            "committed": self.committed,
-            "dropped": self.dropped,
-            "rejected": self.rejected + self.quarantined,
-            "quarantined": self.quarantined,
-            "lost": self.lost,
-            "batches": self.committed_slots,
-        }
 
 
 class Source:
@@ -80,6 +49,7 @@ class Source:
         self.schemas: dict[int, pa.Schema] = {}
         self.account = Account(instrument_id, number)
         self._dropped_by_abort = 0
+        self._broken = False
         self._held: deque[tuple[Slot, Ticket | None]] = deque()
 
     def take(self) -> Slot | None:
@@ -90,6 +60,8 @@ class Source:
         BrokenError
             The ring is damaged, or a slot is missing.
         """
+        if self._broken:
+            return None
         slot = self.ring.borrow()
         if slot is None:
             return None
@@ -102,6 +74,12 @@ class Source:
         account.taken_slots += 1
         account.taken += slot.rows
         return slot
+
+    def give_up(self) -> int:
+        """Take nothing more: what the ring holds cannot be told from rubbish. Returns the rows lost."""
+        self._broken = True
+        self.account.lost = max(0, self.ring.sealed_rows - self.account.taken)
+        return self.account.lost
 
     def hold(self, slot: Slot, ticket: Ticket | None) -> None:
         """Keep a slot borrowed until its ticket is due; ``None``: it was quarantined and is due at once."""
@@ -130,7 +108,7 @@ class Source:
     @property
     def idle(self) -> bool:
         """Whether everything sealed was taken and given back."""
-        return not self._held and not self.ring.has_sealed()
+        return not self._held and (self._broken or not self.ring.has_sealed())
 
     @property
     def ended(self) -> bool:

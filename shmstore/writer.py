@@ -18,6 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from shmstore.accounting import Account, imbalances
 from shmstore.batch import read_ipc
 from shmstore.config import StorageConfig
 from shmstore.control import Message, error_reply
@@ -29,7 +30,7 @@ from shmstore.quarantine import Quarantine
 from shmstore.ring import Kind, Slot
 from shmstore.service import ControlService, Peer
 from shmstore.session import Session, State
-from shmstore.source import Account, Source
+from shmstore.source import Source
 from shmstore.stats import InstrumentStats, StorageStats
 
 log = logging.getLogger("shmstore.writer")
@@ -90,7 +91,6 @@ class Writer:
         self._last_flush: float | None = None
         self._problems: list[str] = []
         self._ending = ""
-        self._report: Message = {}
         self.owner_gone = False
 
     # -- the loop --------------------------------------------------------------------------------------------
@@ -185,10 +185,11 @@ class Writer:
         )
 
     def _give_up(self, source: Source, error: BrokenError) -> None:
-        """Stop reading a ring that is damaged; what it holds beyond cannot be told from rubbish."""
-        source.account.lost = max(1, source.ring.sealed_rows - source.account.taken)
-        self._problem(f"{source.account.lost} rows of {source.instrument_id!r} are lost: {error}")
-        self._detach(source)
+        """Stop reading a ring that is damaged; what was taken from it before is recorded."""
+        lost = source.give_up()
+        self._problem(
+            f"a ring of {source.instrument_id!r} cannot be read on, {lost} rows of it are lost: {error}"
+        )
 
     def _problem(self, text: str) -> None:
         log.error(text)
@@ -414,7 +415,9 @@ class Writer:
         for source in list(self._sources.values()):
             source.close_account(aborted=ending == "abort")
             self._detach(source)
-        problems = self._problems + self._imbalances()
+        problems = list(self._problems)
+        for instrument in self._instruments:
+            problems += imbalances(instrument.instrument_id, instrument.assembly.rows, self._accounts)
         state = "aborted" if ending == "abort" else "partial" if problems else "complete"
         accounting = {
             "producers": [account.to_dict() for account in self._accounts],
@@ -440,22 +443,3 @@ class Writer:
         self._pipeline.close()
         self._sync_pool.shutdown()
         return report
-
-    def _imbalances(self) -> list[str]:
-        """Compare, per instrument, rows taken from the rings with rows in the file, independently counted."""
-        found = []
-        for instrument in self._instruments:
-            accounts = [
-                account for account in self._accounts if account.instrument_id == instrument.instrument_id
-            ]
-            committed = sum(account.committed for account in accounts)
-            lost = sum(account.lost for account in accounts)
-            if committed != instrument.assembly.rows:
-                found.append(
-                    f"instrument {instrument.instrument_id!r} has {instrument.assembly.rows} rows in "
-                    f"the file, but {committed} "
-                    "were committed"
-                )
-            if lost and not any(f"{instrument.instrument_id!r} are lost" in text for text in self._problems):
-                found.append(f"{lost} rows of {instrument.instrument_id!r} were sealed and never taken")
-        return found

@@ -11,9 +11,9 @@ U32, U64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
 DESCRIPTOR = Descriptor(3, 1_000_000, 2**40, 4096, 2, 100)
 
 
-@given(U32, U64, U64, U64, U32, U32)
-def test_what_is_packed_comes_back(*values: int) -> None:
-    assert Descriptor.unpack(Descriptor(*values).pack()) == Descriptor(*values)
+@given(st.builds(Descriptor, U32, U64, U64, U64, U32, U32))
+def test_what_is_packed_comes_back(descriptor: Descriptor) -> None:
+    assert Descriptor.unpack(descriptor.pack()) == descriptor
 
 
 def test_a_record_with_its_length_prefix_is_64_bytes() -> None:
