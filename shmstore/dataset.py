@@ -37,7 +37,7 @@ _VARIABLE_CHUNK_ITEMS = 4096
 #: Memory that HDF5 keeps for an item of a variable-length column besides its bytes, and how much of that may
 #: add up: what holds the items is metadata, which stays in the cache while its evictions are off (measured:
 #: 105 bytes for each string of 10).
-_HEAP_ITEM_BYTES, _HEAP_BYTES = 96, 64 * 2**20
+_HEAP_ITEM_BYTES, _HEAP_BYTES = 96, 32 * 2**20
 _HDF5PLUGIN = {
     "bzip2": "BZip2",
     "fcidecomp": "FciDecomp",

@@ -29,7 +29,14 @@ class _Job:
     items: int
     chunk: Chunk
     as_it_is: bool
-    encoded: Future[tuple[Any, int]] | None
+    encode: Encode | None
+    encoded: tuple[Any, int] | None = None
+    encoding: Future[None] | None = None
+
+    def run(self) -> None:
+        """Encode; on a codec thread. The result stays in the job, where it can be let go."""
+        if self.encode is not None:
+            self.encoded = self.encode(self.chunk)
 
 
 class CodecPipeline:
@@ -88,19 +95,19 @@ class CodecPipeline:
         """
         while self._jobs and self._under_way + chunk.nbytes > self._window_bytes:
             self._write_oldest()
-        encoded = None
-        if encode is not None and not as_it_is:
-            encoded = self._pool.submit(encode, chunk)
-            encoded.add_done_callback(lambda _: self._ready())
-        self.submitted += 1
         end = index * dataset.chunk_items + (dataset.chunk_items if items is None else items)
-        self._jobs.append(_Job(dataset, index, end, chunk, as_it_is, encoded))
+        job = _Job(dataset, index, end, chunk, as_it_is, None if as_it_is else encode)
+        if job.encode is not None:
+            job.encoding = self._pool.submit(job.run)
+            job.encoding.add_done_callback(lambda _: self._ready())
+        self.submitted += 1
+        self._jobs.append(job)
         self._under_way += chunk.nbytes
         self.write_ready()
 
     def write_ready(self) -> None:
         """Write what is encoded, up to the first chunk that is not."""
-        while self._jobs and ((encoded := self._jobs[0].encoded) is None or encoded.done()):
+        while self._jobs and ((encoding := self._jobs[0].encoding) is None or encoding.done()):
             self._write_oldest()
 
     def wait_for(self, ticket: int) -> None:
@@ -121,14 +128,19 @@ class CodecPipeline:
         # The job leaves the queue only once it is written: a failed write can be tried again.
         job = self._jobs[0]
         dataset = job.dataset
-        encoded = (job.chunk, dataset.skip_mask) if job.encoded is None else job.encoded.result()
+        if job.encoding is not None:
+            job.encoding.result()
         dataset.grow(job.items)
-        if job.encoded is None and dataset.skip_mask and not job.as_it_is:
+        if job.encoded is not None:
+            dataset.write_chunk(job.index, *job.encoded)
+        elif dataset.skip_mask and not job.as_it_is:
             dataset.filter_chunk(job.index, job.chunk)
         else:
-            dataset.write_chunk(job.index, *encoded)
+            dataset.write_chunk(job.index, job.chunk, dataset.skip_mask)
         self._jobs.popleft()
         self._under_way -= job.chunk.nbytes
+        # The codec thread may hold on to the job for a moment, but the chunk's memory is free from here on.
+        del job.chunk, job.encoded
         dataset.chunks_written += 1
         self.written += 1
 

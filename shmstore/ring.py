@@ -406,7 +406,7 @@ class Ring:
             exporter: npt.NDArray[np.uint8] = (
                 np.frombuffer(self._slots, np.uint8, length, start) if length else np.empty(0, np.uint8)
             )
-            body = memoryview(exporter).toreadonly()
+            body = exporter.data.toreadonly()
             viewed = weakref.ref(exporter)
             return Slot(position, end, sequence, Kind(kind), row_start, rows, schema_id, skip, body, viewed)
 

@@ -62,8 +62,11 @@ class Source:
         """
         if self._broken:
             return None
+        used = self.ring.used
         slot = self.ring.borrow()
         if slot is None:
+            if self.ring.used < used and self.ring.waiting:
+                self.queue.announce_space()  # only a pad was there: its space may be waited for
             return None
         account = self.account
         if slot.sequence != account.taken_slots or slot.row_start != account.taken:
@@ -91,14 +94,17 @@ class Source:
         freed = 0
         while held:
             slot, ticket = held[0]
+            if ticket is not None and (ticket.chunks is None or ticket.chunks > chunks_written):
+                break
+            try:
+                self.ring.release(slot)
+            except BufferError:
+                break  # an array over it is still alive somewhere: it is free when that has gone
             if ticket is not None:
-                if ticket.chunks is None or ticket.chunks > chunks_written:
-                    break
                 self.account.committed += slot.rows
             else:
                 self.account.quarantined += slot.rows
             self.account.committed_slots += 1
-            self.ring.release(slot)
             held.popleft()
             freed += slot.end - slot.position
         if freed and self.ring.waiting:

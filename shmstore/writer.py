@@ -131,6 +131,8 @@ class Writer:
         taken = 0
         for source in list(self._sources.values()):
             taken += self._take_from(source, _ROUND_SLOTS, _ROUND_BYTES)
+            if self._uncommitted >= self._config.commit_bytes:  # many full rings are more than one commit's worth
+                self._commit()
         return taken
 
     def _take_from(self, source: Source, slots: int, size: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,9 +12,16 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from commandline import environment
+import commandline
 
 TIMEOUT_S = 60
+
+
+def environment() -> dict[str, str]:
+    """Return an environment in which scripts find the package and what these tests share."""
+    found = commandline.environment()
+    found["PYTHONPATH"] += os.pathsep + str(Path(__file__).parent.parent)
+    return found
 
 
 def run_script(text: str, folder: Path, *arguments: object, code: int = 0) -> str:

@@ -182,7 +182,7 @@ def check(folder: Path, batches: int, strings: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("strings", ["vlen", "packed"])
 def test_all_rows_of_all_producers_arrive_once_and_in_order(output_dir: Path, strings: str) -> None:
-    print(check(output_dir, BATCHES, strings))
+    check(output_dir, BATCHES, strings)
 
 
 @pytest.mark.slow
