@@ -10,6 +10,7 @@ from shmstore.chunking import (
     UNKNOWN,
     bytes_for_rate,
     items_per_chunk,
+    largest_beside,
     largest_bytes,
     round_up_to_power_of_two,
 )
@@ -50,3 +51,11 @@ def test_powers_of_two(size: int) -> None:
 def test_chunks_of_an_instruments_columns_end_together() -> None:
     counts = [items_per_chunk(item_bytes, 2**20) for item_bytes in (1, 2, 4, 8, 12, 24, 300)]
     assert all(counts[0] % count == 0 for count in counts)
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**8))
+def test_a_narrow_column_fills_its_chunk_within_some_chunks_of_the_widest(narrow: int, wide: int) -> None:
+    size = largest_beside(narrow, wide, LARGEST)
+    assert SMALLEST <= size <= LARGEST
+    if size > SMALLEST:
+        assert items_per_chunk(narrow, size) <= 64 * items_per_chunk(wide, LARGEST)

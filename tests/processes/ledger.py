@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import h5py
@@ -25,7 +25,7 @@ class Ledger:
         For each producer the rows of its batches, in order.
     """
 
-    def __init__(self, put: Mapping[int, Numbers]) -> None:
+    def __init__(self, put: Mapping[int, Sequence[int] | Numbers]) -> None:
         self._starts = {producer: np.concatenate([[0], np.cumsum(sizes)]) for producer, sizes in put.items()}
         self.seen = dict.fromkeys(put, 0)
 
@@ -110,7 +110,7 @@ def arrow_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
         yield read
 
 
-def check_instrument(instrument: Instrument, put: Mapping[int, Numbers]) -> None:
+def check_instrument(instrument: Instrument, put: Mapping[int, Sequence[int] | Numbers]) -> None:
     """Check all rows of an instrument, read through `shmstore.open`."""
     ledger = Ledger(put)
     assert instrument.num_rows == ledger.total
