@@ -73,7 +73,7 @@ def read_ipc(body: memoryview, skip: int, schema: pa.Schema, rows: int) -> pa.Re
         # Sliced as an Arrow buffer, not as a memoryview: so the body itself knows that arrays look at it.
         message = pa.ipc.read_message(pa.py_buffer(body).slice(skip))
         batch = pa.ipc.read_record_batch(message, schema)
-        batch.validate()
+        batch.validate(full=True)  # text too: what cannot be decoded must not get as far as the columns
     except (pa.ArrowException, OSError, ValueError, EOFError) as error:
         raise BrokenError(f"a slot holds no readable record batch: {error}") from None
     if batch.num_rows != rows:
@@ -168,6 +168,9 @@ def batches_of(data: Any) -> Iterator[pa.RecordBatch]:
 def _stream_batches(data: Any) -> Iterator[pa.RecordBatch]:
     try:
         with pa.ipc.open_stream(pa.py_buffer(data)) as stream:
-            yield from stream
+            for batch in stream:
+                batch.validate(full=True)  # Arrow itself checks hardly more than that the message is whole
+                yield batch
     except (pa.ArrowException, OSError, EOFError) as error:
-        raise ValueError(f"the bytes are no whole Arrow IPC stream: {error}") from None
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the bytes are no whole Arrow IPC stream: {reason}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import secrets
 import threading
@@ -18,7 +19,7 @@ import pyarrow as pa
 
 from shmstore.config import StorageConfig
 from shmstore.control import ControlConnection, Message, raise_error
-from shmstore.errors import BrokenError, ClosedError, InvalidValueError, StorageError
+from shmstore.errors import BrokenError, ClosedError, InvalidValueError, ShmStoreError, StorageError
 from shmstore.producer import Producer
 from shmstore.queue import DescriptorQueue
 from shmstore.ring import Ring
@@ -116,6 +117,8 @@ class Client:
                 serialized = base64.b64encode(schema.serialize()).decode()
                 schema_id = int(self._request("declare", ring=number, schema=serialized)["schema_id"])
         except BaseException:
+            with contextlib.suppress(ShmStoreError, TimeoutError):
+                self._request("withdraw", ring=number)
             self._forget_ring(number)
             raise
         finally:
@@ -126,7 +129,8 @@ class Client:
 
     def _forget_ring(self, number: int) -> None:
         """Take back a ring that came to nothing."""
-        for path in self._session.folder.glob(f"*-{number}*"):
+        queue = self._session.queue_path(number)
+        for path in (self._session.ring_path(number), queue, queue.with_name(queue.name + ".space")):
             path.unlink(missing_ok=True)
 
     def write_batch(self, instrument_id: str, batch: Any, timeout: float | None = None) -> int | None:

@@ -125,8 +125,18 @@ class Instruments:
         """Go through all of them, oldest first."""
         return iter(self._by_id.values())
 
-    def ensure(self, instrument_id: str, options: dict[str, Any]) -> Instrument:
+    def ensure(self, instrument_id: str, options: dict[str, Any], *, alone: bool = False) -> Instrument:
         """Return the instrument, with its group made if it is new.
+
+        Parameters
+        ----------
+        instrument_id
+            Its id.
+        options
+            What is asked for it; nothing asks for what holds already.
+        alone
+            Whether nobody else feeds it: then the options hold if nothing is declared yet, whatever was asked
+            for before.
 
         Raises
         ------
@@ -150,6 +160,10 @@ class Instruments:
                 self._file, self._pipeline, link, resolved, interval, self._next_tails
             )
             instrument = self._by_id[instrument_id] = Instrument(instrument_id, assembly, options)
+        elif alone and instrument.assembly.layout is None:
+            # Made by its metadata, or for a producer that came to nothing.
+            instrument.assembly.config = self._config.instrument(instrument_id, **options)
+            instrument.options = options
         elif options and options != instrument.options:
             raise ConfigError(
                 f"instrument {instrument_id!r} is recorded with options {instrument.options}, not "

@@ -67,12 +67,14 @@ def instrument_link(instrument_id: str) -> str:
     Raises
     ------
     InvalidValueError
-        The id is empty, no text, or longer than 4,096 bytes.
+        The id is empty, no text, holds a NUL, or is longer than 4,096 bytes.
     """
     if not isinstance(instrument_id, str) or not instrument_id:
         raise InvalidValueError(
             f"instrument id {instrument_id!r} is empty or no text: give it a name such as 'camera_1'"
         )
+    if "\0" in instrument_id:  # HDF5 attributes, which keep it as it is, end there
+        raise InvalidValueError(f"instrument id {instrument_id[:40]!r} holds a NUL character: remove it")
     try:
         size = len(instrument_id.encode())
     except UnicodeEncodeError:

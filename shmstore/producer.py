@@ -10,6 +10,7 @@ import base64
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -92,6 +93,7 @@ class Producer:
         self._plain: PlainLayout | None = None
         self._loaned = False
         self._ended: Life | None = None
+        self._finalizer: weakref.finalize[Any, Producer] | None = None
         self._waits = self._wait_ns = 0
         self._lock = threading.RLock()
 
@@ -227,7 +229,7 @@ class Producer:
             So many rows do not fit the ring.
         """
         with self._lock:
-            self._attach()
+            ring = self._attach().ring
             self._check_alive()
             if self._loaned:
                 raise ShmStoreError(
@@ -238,6 +240,12 @@ class Producer:
             declared = self._declared or self._declare(self._given[0])
             self._plain = self._plain or PlainLayout(declared.layout)
             size = self._plain.size(rows)
+            if size > ring.largest_body:
+                raise BatchTooLargeError(
+                    f"{rows} rows of {self.instrument_id!r} have {size} bytes, more than its ring of "
+                    f"{ring.capacity} takes: loan fewer, or set ring_bytes to at least "
+                    f"{_SLOTS_PER_RING * align(size)}"
+                )
             body = self._room(size, rows, timeout, may_drop=False)
             if body is None:
                 raise RingFullError(f"the ring of {self.instrument_id!r} is full")
@@ -372,6 +380,8 @@ class Producer:
         self._attachment = _Attachment(
             os.getpid(), session, ring, DescriptorQueue.attach(session.queue_path(self._number))
         )
+        # Whoever forgets close() gives its place and its memory back all the same.
+        self._finalizer = weakref.finalize(self, _let_go, self._attachment, Life.CLOSED)
         self._lock = threading.RLock() if attachment is not None else self._lock
         if self._declared is None and self._given[0] is not None:
             self._declared = self._describe(*self._given)
@@ -396,9 +406,7 @@ class Producer:
 
     def _describe(self, schema: pa.Schema, schema_id: int) -> _Declared:
         layout = plan(schema, lambda name: self._config.column(name).strings)
-        checked = tuple(
-            column.index for column in layout.columns if column.encoding not in ("plain", "bool", "packed")
-        )
+        checked = tuple(column.index for column in layout.columns if column.encoding not in ("plain", "bool"))
         return _Declared(schema, schema_id, layout, BatchWriter(schema), checked)
 
     # -- counts and the end ----------------------------------------------------------------------------------
@@ -438,10 +446,9 @@ class Producer:
             if attachment is None or attachment.pid != os.getpid():
                 return  # not used in this process: whoever uses it ends it
             self._attachment = self._declared = None
-            attachment.ring.end(life)
-            attachment.queue.close()
-            attachment.ring.close()
-            attachment.session.close()
+            if self._finalizer is not None:
+                self._finalizer.detach()
+            _let_go(attachment, life)
 
     def __enter__(self) -> Self:
         """Return the producer itself."""
@@ -473,6 +480,16 @@ class Producer:
             else "not in use yet"
         )
         return f"<Producer of {self.instrument_id!r}: {state}>"
+
+
+def _let_go(attachment: _Attachment, life: Life) -> None:
+    """End the use of a ring in this process; a child that was forked meanwhile leaves its parent's alone."""
+    if attachment.pid != os.getpid():
+        return
+    attachment.ring.end(life)
+    attachment.queue.close()
+    attachment.ring.close()
+    attachment.session.close()
 
 
 def _unpickle(

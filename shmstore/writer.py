@@ -131,7 +131,8 @@ class Writer:
         taken = 0
         for source in list(self._sources.values()):
             taken += self._take_from(source, _ROUND_SLOTS, _ROUND_BYTES)
-            if self._uncommitted >= self._config.commit_bytes:  # many full rings are more than one commit's worth
+            # Many full rings are more than one commit's worth, and what they hold is memory until then.
+            if self._uncommitted >= self._config.commit_bytes:
                 self._commit()
         return taken
 
@@ -321,6 +322,7 @@ class Writer:
         operations: dict[str, Callable[..., Message | None]] = {
             "attach": self._attach,
             "declare": self._declare,
+            "withdraw": self._withdraw,
             "metadata": self._set_metadata,
             "stats": self._stats,
             "describe": self._describe,
@@ -341,10 +343,19 @@ class Writer:
 
     def _attach(self, ring: int, instrument: str, options: Message) -> None:
         """Take a ring in; its instrument's group is made if it is new."""
-        self._instruments.ensure(instrument, options)
+        alone = all(source.instrument_id != instrument for source in self._sources.values())
+        self._instruments.ensure(instrument, options, alone=alone)
         source = Source(self._session, ring, instrument)
         self._sources[ring] = source
         self._selector.register(source.queue, selectors.EVENT_READ, lambda: self._hear_bell(source))
+
+    def _withdraw(self, ring: int) -> None:
+        """Let go of a ring whose producer came to nothing."""
+        source = self._sources.get(ring)
+        if source is not None and not source.ring.sealed_slots:
+            del self._sources[ring]
+            self._selector.unregister(source.queue)
+            source.close()
 
     def _hear_bell(self, source: Source) -> None:
         try:

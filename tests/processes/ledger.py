@@ -81,7 +81,7 @@ def plain_rows(group: Any, stop: int | None = None, start: int = 0) -> Iterator[
 def visible_rows(group: Any) -> int:
     """Return how many rows a reader of a live file sees in all columns."""
     for column in SCHEMA.names:
-        for dataset in (group[column].values() if isinstance(group[column], h5py.Group) else [group[column]]):
+        for dataset in group[column].values() if isinstance(group[column], h5py.Group) else [group[column]]:
             dataset.refresh()
     label = group["label"]
     rows = min(len(group[column]) for column in SCHEMA.names if column != "label")

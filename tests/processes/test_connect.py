@@ -28,7 +28,7 @@ with shmstore.connect(sys.argv[1]) as client:
     client.set_instrument_metadata("x", "gain", 2.5)
     client.flush()
     counts = client.stats().instruments["x"]
-    assert counts.accepted == counts.committed == sum(sizes(7, 0, 20, 50)), counts
+    assert counts.accepted == counts.committed == 30 + sum(sizes(7, 0, 20, 50)), counts
     print(client.path)
 """
 
@@ -72,7 +72,7 @@ def ipc(*batches: pa.RecordBatch) -> bytes:
 
 
 def test_a_stranger_records_into_the_same_file(output_dir: Path) -> None:
-    with shmstore.HDF5Storage(output_dir=output_dir) as storage:
+    with shmstore.HDF5Storage(output_dir=output_dir, ring_bytes="1MiB") as storage:
         storage.write_batch("x", batch(1, 0, 30))
         printed = run_script(STRANGER, output_dir, storage.name)
         assert Path(printed.strip()) == storage.path
@@ -85,7 +85,7 @@ def test_a_stranger_records_into_the_same_file(output_dir: Path) -> None:
 
 
 def test_a_stranger_that_leaves_without_a_word_loses_nothing(output_dir: Path) -> None:
-    with shmstore.HDF5Storage(output_dir=output_dir) as storage:
+    with shmstore.HDF5Storage(output_dir=output_dir, ring_bytes="1MiB") as storage:
         run_script(STRANGER_THAT_LEAVES, output_dir, storage.name, code=3)
         storage.write_batch("x", batch(2, 0, 10))
     with shmstore.open(storage.path) as recording:
@@ -93,7 +93,8 @@ def test_a_stranger_that_leaves_without_a_word_loses_nothing(output_dir: Path) -
 
 
 @pytest.mark.parametrize(
-    ("name", "error"), [("nobody", shmstore.StorageError), ("../x", shmstore.ConfigError), ("", shmstore.ConfigError)]
+    ("name", "error"),
+    [("nobody", shmstore.StorageError), ("../x", shmstore.ConfigError), ("", shmstore.ConfigError)],
 )
 def test_a_wrong_name_is_an_error_of_one_line(name: str, error: type[Exception]) -> None:
     with pytest.raises(error, match=r"its recording has ended, or never began|is not plain") as caught:
@@ -102,7 +103,7 @@ def test_a_wrong_name_is_an_error_of_one_line(name: str, error: type[Exception])
 
 
 def test_the_name_of_an_ended_recording_is_an_error(output_dir: Path) -> None:
-    with shmstore.HDF5Storage(output_dir=output_dir) as storage:
+    with shmstore.HDF5Storage(output_dir=output_dir, ring_bytes="1MiB") as storage:
         name = storage.name
     with pytest.raises(shmstore.StorageError, match="has ended"):
         shmstore.connect(name)
@@ -111,7 +112,7 @@ def test_the_name_of_an_ended_recording_is_an_error(output_dir: Path) -> None:
 def test_whatever_carries_arrow_data_is_recorded(output_dir: Path) -> None:
     parts = [batch(1, sequence, 3 + sequence) for sequence in range(12)]
     table = pa.Table.from_batches(parts[1:3])
-    with shmstore.HDF5Storage(output_dir=output_dir) as storage:
+    with shmstore.HDF5Storage(output_dir=output_dir, ring_bytes="1MiB") as storage:
         storage.write_batch("x", parts[0])
         storage.write_batch("x", table)
         storage.write_batch("x", ArrayCarrier(parts[3]))
@@ -126,7 +127,7 @@ def test_whatever_carries_arrow_data_is_recorded(output_dir: Path) -> None:
 
 def test_two_batches_with_rows_of_a_parent_are_recorded_without_it(output_dir: Path) -> None:
     whole = batch(1, 0, 100)
-    with shmstore.HDF5Storage(output_dir=output_dir) as storage:
+    with shmstore.HDF5Storage(output_dir=output_dir, ring_bytes="1MiB") as storage:
         storage.write_batch("x", whole.slice(0, 33))
         storage.write_batch("x", whole.slice(33))
     with shmstore.open(storage.path) as recording:
@@ -148,7 +149,7 @@ def test_two_batches_with_rows_of_a_parent_are_recorded_without_it(output_dir: P
 def test_garbage_is_an_error_of_one_line_that_names_the_instrument(
     output_dir: Path, data: Any, error: type[Exception]
 ) -> None:
-    with shmstore.HDF5Storage(output_dir=output_dir) as storage:
+    with shmstore.HDF5Storage(output_dir=output_dir, ring_bytes="1MiB") as storage:
         storage.write_batch("x", batch(1, 0, 5))
         with pytest.raises(error, match="'x'") as caught:
             storage.write_batch("x", data)
@@ -161,7 +162,7 @@ def test_garbage_is_an_error_of_one_line_that_names_the_instrument(
 def test_a_stream_cut_in_half_is_an_error_and_what_came_before_is_recorded(output_dir: Path) -> None:
     parts = [batch(1, sequence, 500) for sequence in range(8)]
     data = ipc(*parts)
-    with shmstore.HDF5Storage(output_dir=output_dir) as storage:
+    with shmstore.HDF5Storage(output_dir=output_dir, ring_bytes="1MiB") as storage:
         with pytest.raises(ValueError, match="'x': the bytes are no whole Arrow IPC stream") as caught:
             storage.write_batch("x", data[: len(data) // 2])
         assert "\n" not in str(caught.value)

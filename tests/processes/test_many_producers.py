@@ -128,8 +128,11 @@ def record(folder: Path, batches: int, strings: str, found: dict[str, Any]) -> s
         began = time.monotonic()
         made = [[storage.producer(name, SCHEMA) for name in INSTRUMENTS] for _ in range(PRODUCERS)]
         crew = [Child(feed, number, producers, batches) for number, producers in enumerate(made)]
-        with children(*crew), contextlib.closing(Onlooker(storage.path, batches, hold=strings == "packed")) as eye:
-            look_on(eye, crew, "half", sum(int(put[:batches // 2].sum()) for put in every_put))
+        with (
+            children(*crew),
+            contextlib.closing(Onlooker(storage.path, batches, hold=strings == "packed")) as eye,
+        ):
+            look_on(eye, crew, "half", sum(int(put[: batches // 2].sum()) for put in every_put))
             assert eye.growth
             for child in crew:
                 child.line.send("go")
@@ -139,7 +142,12 @@ def record(folder: Path, batches: int, strings: str, found: dict[str, Any]) -> s
                 child.end()
         rings = PRODUCERS * len(INSTRUMENTS) * (RING_BYTES + 4096)
         tails = sum(path.stat().st_size for path in session.glob("tails-*"))
-        found |= {"peak": peak_memory(storage.writer_pid), "rings": rings, "tails": tails, "growth": eye.growth}
+        found |= {
+            "peak": peak_memory(storage.writer_pid),
+            "rings": rings,
+            "tails": tails,
+            "growth": eye.growth,
+        }
         assert found["peak"] < rings + tails + ALLOWANCE_BYTES
         began = time.monotonic()
     found |= {"close_s": time.monotonic() - began, "file": storage.path.stat().st_size}

@@ -136,7 +136,9 @@ def check(printed: str, folder: Path, producers: int = PROCESSES) -> None:
     assert path.parent == folder
     with shmstore.open(path) as recording:
         assert recording.state == "complete"
-        check_instrument(recording["x"], {number: sizes(number, 0, BATCHES, 50) for number in range(producers)})
+        check_instrument(
+            recording["x"], {number: sizes(number, 0, BATCHES, 50) for number in range(producers)}
+        )
 
 
 def test_a_plain_script_without_a_guard(output_dir: Path) -> None:

@@ -1,0 +1,405 @@
+"""Batches of any sizes become columns that plain h5py reads, whatever the chunks, codecs and moments."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import hdf5plugin  # noqa: F401  registers its filters for plain h5py
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shmstore.assembly import InstrumentAssembly
+from shmstore.config import StorageConfig
+from shmstore.dataset import RecordingFile
+from shmstore.errors import ConfigError, InvalidValueError, UnsupportedTypeError
+from shmstore.pipeline import CodecPipeline
+
+WIDTH = 3
+
+
+class Recorder:
+    """A real file and pipeline, with one instrument ``cam``."""
+
+    def __init__(self, folder: Path, shared: Path, **options: Any) -> None:
+        self.path = folder / "recording.h5"
+        self.shared = shared
+        self.file = RecordingFile.create(self.path, {}, "{}")
+        self.pipeline = CodecPipeline(2, 1 << 20, lambda: None)
+        names = (shared / f"tails-{number}" for number in itertools.count())
+        config = StorageConfig(**options).instrument("cam")
+        with self.file.structure():
+            self.file.create_instrument("cam", {})
+        self.cam = InstrumentAssembly(self.file, self.pipeline, "cam", config, 1.0, lambda: next(names))
+
+    def finish(self) -> None:
+        self.cam.finish()
+        self.cam.close()
+        self.file.finish("complete", "{}", {"cam": self.cam.rows})
+        self.pipeline.close()
+
+
+@contextmanager
+def recorder(**options: Any) -> Iterator[Recorder]:
+    """Record in new folders; on leaving, all is in a closed file, and nothing in shared memory."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory(dir="/dev/shm", prefix="shmstore-test-") as shared,
+    ):
+        made = Recorder(Path(folder), Path(shared), **options)
+        try:
+            yield made
+        except BaseException:
+            made.file.close()
+            made.pipeline.close()
+            raise
+        assert not os.listdir(shared)  # noqa: PTH208
+
+
+@contextmanager
+def recorded(made: Recorder) -> Iterator[Any]:
+    """Finish, and open what was recorded with plain h5py."""
+    made.finish()
+    with h5py.File(made.path) as file:
+        yield file["cam"]
+
+
+SCHEMA = pa.schema(
+    [
+        ("n", pa.int64()),
+        ("volt", pa.float64()),
+        ("frame", pa.list_(pa.int16(), WIDTH)),
+        ("packed", pa.string()),
+        ("name", pa.string()),
+        ("blob", pa.binary()),
+        ("tag", pa.string()),
+        ("flag", pa.bool_()),
+    ]
+)
+STRINGS: dict[str, Any] = {
+    "packed": {"strings": "packed"},
+    "tag": {"strings": "fixed:6"},
+}
+
+
+def text_of(row: int) -> str:
+    return "ä" * (row % 5) + str(row)
+
+
+def rows_of(start: int, count: int, first_null: int) -> pa.RecordBatch:
+    """Rows that say which they are; from ``first_null`` on, every third has nulls."""
+    rows = range(start, start + count)
+
+    def unless_null(row: int, value: Any) -> Any:
+        return None if row >= first_null and row % 3 == 0 else value
+
+    return pa.record_batch(
+        [
+            pa.array(rows, pa.int64()),
+            pa.array([unless_null(row, row / 2) for row in rows], pa.float64()),
+            pa.array([unless_null(row, [row % 100, 1, 2]) for row in rows], SCHEMA.field("frame").type),
+            pa.array([unless_null(row, text_of(row)) for row in rows], pa.string()),
+            pa.array([unless_null(row, text_of(row)) for row in rows], pa.string()),
+            pa.array([unless_null(row, bytes([0, row % 256])) for row in rows], pa.binary()),
+            pa.array([f"t{row % 1000}" for row in rows], pa.string()),
+            pa.array([row % 2 == 0 for row in rows], pa.bool_()),
+        ],
+        schema=SCHEMA,
+    )
+
+
+def mask_of(group: Any, path: str, rows: int) -> Any:
+    """Return a mask as readers see it: rows that it does not cover are valid."""
+    mask = np.ones(rows, np.bool_)
+    if path in group:
+        stored = group[path][:]
+        mask[: len(stored)] = stored
+    return mask
+
+
+def check_rows(group: Any, rows: int, first_null: int) -> None:
+    """Compare every column, as plain h5py gives it, with what `rows_of` made."""
+    numbers = np.arange(rows)
+    valid = (numbers < first_null) | (numbers % 3 != 0)
+    np.testing.assert_array_equal(group["n"][:], numbers)
+    np.testing.assert_array_equal(group["volt"][:], np.where(valid, numbers / 2, np.nan))
+    assert group["frame"].shape == (rows, WIDTH)
+    frames = np.stack([numbers % 100, np.ones(rows), np.full(rows, 2)], axis=1)
+    np.testing.assert_array_equal(group["frame"][:], np.where(valid[:, None], frames, 0))
+    assert group["flag"].dtype == np.bool_
+    np.testing.assert_array_equal(group["flag"][:], numbers % 2 == 0)
+    texts = [text_of(row) if ok else "" for row, ok in enumerate(valid)]
+    assert list(group["name"].asstr()[:]) == texts
+    assert [bytes(blob) for blob in group["blob"][:]] == [
+        bytes([0, row % 256]) if ok else b"" for row, ok in enumerate(valid)
+    ]
+    assert list(group["tag"].asstr()[:]) == [f"t{row % 1000}" for row in range(rows)]
+    offsets, chars = group["packed/OFFSETS"][:], group["packed/CHARS"][:].tobytes()
+    pieces = [
+        chars[start:end].decode() for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
+    ]
+    assert (offsets[0], offsets[-1], pieces) == (0, len(chars), texts)
+    for path in ("_arrow/validity/1", "_arrow/validity/2", "packed/MASK", "_arrow/validity/4"):
+        np.testing.assert_array_equal(mask_of(group, path, rows), valid, path)
+    assert "_arrow/validity/0" not in group
+
+
+# -- rows ------------------------------------------------------------------------------------------------
+
+
+STEPS = st.lists(st.one_of(st.integers(0, 40), st.sampled_from(["publish", "variable", "settle"])), max_size=12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    steps=STEPS,
+    chunk_rows=st.sampled_from([1, 2, 7, 16, 1000, None]),
+    compression=st.sampled_from(["none", "gzip", "lzf"]),
+    first_null=st.integers(0, 200),
+)
+def test_rows_of_any_batch_sizes_come_out_in_order(
+    steps: list[int | str], chunk_rows: int | None, compression: str, first_null: int
+) -> None:
+    instruments = {"cam": {"columns": STRINGS}}
+    with recorder(chunk_rows=chunk_rows, compression=compression, instruments=instruments) as made:
+        made.cam.declare(SCHEMA)
+        rows = 0
+        for step in steps:
+            if isinstance(step, int):
+                made.cam.append(rows_of(rows, step, first_null))
+                rows += step
+            elif step == "publish":
+                made.cam.publish_tails()
+                made.file.flush()
+            elif step == "variable":
+                made.cam.publish_variable()
+            else:
+                made.cam.settle()
+        assert made.cam.rows == rows
+        with recorded(made) as group:
+            check_rows(group, rows, first_null)
+
+
+@pytest.mark.parametrize("batch", [1, 100, 5000])
+def test_chunks_that_follow_the_rate_hold_what_chunks_of_a_set_size_hold(batch: int) -> None:
+    """Enough rows that datasets are made while recording, at the rate that was seen."""
+    total = max(2 * batch, 1500)
+    with recorder(compression="none", instruments={"cam": {"columns": STRINGS}}) as made:
+        made.cam.declare(SCHEMA)
+        for start in range(0, total, batch):
+            made.cam.append(rows_of(start, min(batch, total - start), 700))
+        with recorded(made) as group:
+            check_rows(group, total, 700)
+
+
+ALL_TYPES = {
+    "half": (pa.float16(), [np.float16(row % 50) for row in range(100)]),
+    "byte": (pa.uint8(), [row for row in range(100)]),
+    "wide": (pa.uint64(), [2**64 - 1 - row for row in range(100)]),
+    "flag": (pa.bool_(), [row % 3 == 0 for row in range(100)]),
+    "id": (pa.binary(5), [b"\0" + bytes([row]) * 4 for row in range(100)]),
+    "tag": (pa.string(), [f"{row:03}" for row in range(100)]),
+    "cube": (pa.list_(pa.list_(pa.int32(), 2), 2), [[[row, 1], [2, row]] for row in range(100)]),
+}
+
+
+@pytest.mark.parametrize(
+    "codec",
+    ["none", "gzip", "zstd", "lz4", "blosc:lz4", "blosc2:lz4", "bitshuffle:lz4", "lzf", "bzip2"],
+)
+@pytest.mark.parametrize("published", [False, True])
+def test_every_codec_stores_every_fixed_width_type(codec: str, published: bool) -> None:
+    schema = pa.schema([(name, type_) for name, (type_, _) in ALL_TYPES.items()])
+    batch = pa.record_batch([pa.array(values, type_) for type_, values in ALL_TYPES.values()], schema=schema)
+    with recorder(compression=codec, strings="fixed:3", chunk_rows=32) as made:
+        made.cam.declare(schema)
+        made.cam.append(batch.slice(0, 37))
+        if published:
+            made.cam.publish_tails()
+        made.cam.append(batch.slice(37))
+        with recorded(made) as group:
+            for name, (_, values) in ALL_TYPES.items():
+                found = group[name].asstr()[:].tolist() if name == "tag" else group[name][:].tolist()
+                assert found == values, name
+                assert group[name].chunks[0] == 32
+                second = group[name].id.get_chunk_info_by_coord((32, *[0] * (group[name].ndim - 1)))
+                assert second.filter_mask != 0 or not published or codec == "none"
+
+
+# -- what is configured ----------------------------------------------------------------------------------
+
+
+def test_chunks_are_as_configured_and_a_column_outranks_its_instrument() -> None:
+    schema = pa.schema([("a", pa.int64()), ("b", pa.int64()), ("s", pa.string())])
+    columns = {"b": {"chunk_rows": 10, "compression": "none"}, "s": {"strings": "packed"}}
+    with recorder(chunk_rows=100, instruments={"cam": {"columns": columns}}) as made:
+        made.cam.declare(schema)
+        made.cam.append(pa.record_batch([[1], [2], ["x"]], schema=schema))
+        with recorded(made) as group:
+            assert (group["a"].chunks, group["b"].chunks) == ((100,), (10,))
+            assert group["s/OFFSETS"].chunks == (100,)
+            assert (group["a"].compression, group["b"].compression) == ("gzip", None)
+
+
+def test_a_chunk_size_in_bytes_is_met() -> None:
+    with recorder(chunk_bytes="8KiB") as made:
+        made.cam.declare(pa.schema([("a", pa.int64()), ("b", pa.int8())]))
+        made.cam.append(pa.record_batch({"a": pa.array([1]), "b": pa.array([1], pa.int8())}))
+        with recorded(made) as group:
+            assert (group["a"].chunks, group["b"].chunks) == ((1024,), (8192,))
+
+
+@pytest.mark.parametrize(
+    ("schema", "error", "culprit"),
+    [
+        (pa.schema([("ok", pa.int8()), ("odd", pa.list_(pa.int8()))]), UnsupportedTypeError, "odd"),
+        (pa.schema([("ok", pa.int8())]), ConfigError, "missing"),
+    ],
+)
+def test_a_refused_schema_leaves_no_trace(schema: pa.Schema, error: type[Exception], culprit: str) -> None:
+    with recorder(instruments={"cam": {"columns": {"missing": {"strings": "packed"}}}}) as made:
+        with pytest.raises(error, match=culprit):
+            made.cam.declare(schema)
+        assert made.cam.layout is None
+        made.cam.declare(pa.schema([("missing", pa.string())]))
+        with recorded(made) as group:
+            assert group["missing/OFFSETS"][:].tolist() == [0]
+
+
+def test_a_refused_batch_leaves_no_row_of_any_column() -> None:
+    """The packed column stands before the one that refuses: its offsets must not move either."""
+    schema = pa.schema([("packed", pa.string()), ("tag", pa.string())])
+    with recorder(instruments={"cam": {"columns": STRINGS}}) as made:
+        made.cam.declare(schema)
+        made.cam.append(pa.record_batch([["abc"], ["short"]], schema=schema))
+        before = (made.cam.rows, made.cam.bytes_in)
+        with pytest.raises(InvalidValueError, match="tag"):
+            made.cam.append(pa.record_batch([["lost", "x"], ["short", "much too long"]], schema=schema))
+        assert (made.cam.rows, made.cam.bytes_in) == before
+        made.cam.append(pa.record_batch([["de"], ["end"]], schema=schema))
+        with recorded(made) as group:
+            assert group["packed/OFFSETS"][:].tolist() == [0, 3, 5]
+            assert group["packed/CHARS"][:].tobytes() == b"abcde"
+            assert group["tag"].asstr()[:].tolist() == ["short", "end"]
+
+
+@pytest.mark.parametrize("schema", [pa.schema([]), SCHEMA])
+def test_an_instrument_without_rows_has_its_columns(schema: pa.Schema) -> None:
+    with recorder(instruments={"cam": {"columns": STRINGS if len(schema) else {}}}) as made:
+        made.cam.declare(schema)
+        if not len(schema):
+            batch = pa.RecordBatch.from_struct_array(pa.array([{}] * 3, pa.struct([])))
+            made.cam.append(batch)
+            assert made.cam.rows == batch.num_rows == 3
+        with recorded(made) as group:
+            for name in schema.names:
+                path = "packed/CHARS" if name == "packed" else name
+                assert group[path].shape[0] == 0
+
+
+# -- tails, masks and memory -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", ["none", "gzip", "lzf"])
+def test_publishing_again_and_again_takes_no_more_of_the_file(codec: str) -> None:
+    schema = pa.schema([("n", pa.int64())])
+    with recorder(chunk_rows=1000, compression=codec) as made:
+        made.cam.declare(schema)
+        sizes = set()
+        for row in range(1000):  # the last of them completes the chunk
+            made.cam.append(pa.record_batch([[row]], schema=schema))
+            if row % 10 == 9:
+                made.cam.publish_tails()
+                made.file.flush()
+                sizes.add(made.file.size)
+        assert len(sizes) == 1
+        with recorded(made) as group:
+            np.testing.assert_array_equal(group["n"][:], np.arange(1000))
+            assert group["n"].id.get_storage_size() == 8000  # where it was published, and as it was
+
+
+def test_a_mask_is_made_at_the_first_null_and_costs_nothing_for_the_rows_before() -> None:
+    schema = pa.schema([("n", pa.int64()), ("m", pa.int64())])
+    rows, null = 3 * 4096 + 100, 3 * 4096 + 50
+    with recorder(chunk_rows=512, compression="none") as made:
+        made.cam.declare(schema)
+        made.cam.append(pa.record_batch([np.arange(null), np.arange(null)], schema=schema))
+        generation = made.file.generation
+        late = [None, *range(null + 1, rows)]
+        made.cam.append(pa.record_batch([range(null, rows), late], schema=schema))
+        assert made.file.generation > generation
+        made.cam.append(pa.record_batch([range(4096), range(4096)], schema=schema))
+        with recorded(made) as group:
+            assert "_arrow/validity/0" not in group
+            mask = group["_arrow/validity/1"]
+            assert mask.shape == (rows + 4096,)
+            assert np.flatnonzero(~mask[:]).tolist() == [null]
+            assert mask.id.get_num_chunks() == 2
+            assert group["m"][null] == 0
+
+
+def test_a_batch_is_borrowed_until_its_whole_chunks_are_written() -> None:
+    schema = pa.schema([("n", pa.int64())])
+    with recorder(chunk_rows=4, compression="none") as made:
+        made.cam.declare(schema)
+        tickets = [made.cam.append(rows_of(start, 6, 99).select(["n"])).chunks for start in (0, 6, 12)]
+        assert tickets == [1, 3, 4]  # chunks that end within the batch
+        with recorded(made) as group:
+            assert group["n"].shape == (18,)
+
+
+def test_rows_that_wait_for_their_datasets_say_so_and_get_their_tickets_later() -> None:
+    schema = pa.schema([("n", pa.int64())])
+    with recorder(compression="none") as made:
+        made.cam.declare(schema)
+        assert made.cam.waiting_since is None
+        first = made.cam.append(rows_of(0, 3, 99).select(["n"]))
+        since = made.cam.waiting_since
+        second = made.cam.append(rows_of(3, 3, 99).select(["n"]))
+        assert (first.chunks, second.chunks, made.cam.rows) == (None, None, 6)
+        assert since is not None
+        assert made.cam.waiting_since == since
+        made.cam.settle()
+        assert (first.chunks, second.chunks, made.cam.waiting_since) == (0, 0, None)
+        with recorded(made) as group:
+            assert group["n"][:].tolist() == list(range(6))
+
+
+def test_a_short_recording_takes_no_more_than_its_rows() -> None:
+    with recorder(compression="none") as made:
+        made.cam.declare(pa.schema([("n", pa.int64())]))
+        made.cam.append(rows_of(0, 13, 99).select(["n"]))
+        with recorded(made) as group:
+            assert group["n"].id.get_storage_size() == 13 * 8
+
+
+def test_loaned_arrays_are_stored_as_they_lie() -> None:
+    schema = pa.schema([("n", pa.int32()), ("frame", pa.list_(pa.uint8(), 2))])
+    with recorder(chunk_rows=3, compression="gzip") as made:
+        layout = made.cam.declare(schema)
+        values = [np.arange(7, dtype="<i4"), np.arange(14, dtype="|u1").reshape(7, 2)]
+        made.cam.append_plain(zip(layout.columns, values, strict=True), 7)
+        with recorded(made) as group:
+            for name, array in zip(("n", "frame"), values, strict=True):
+                np.testing.assert_array_equal(group[name][:], array)
+
+
+def test_bytes_and_chunks_are_counted() -> None:
+    with recorder(chunk_rows=10, compression="none") as made:
+        made.cam.declare(pa.schema([("n", pa.int64())]))
+        made.cam.append(rows_of(0, 25, 99).select(["n"]))
+        made.pipeline.drain()
+        assert (made.cam.bytes_in, made.cam.bytes_written, made.cam.chunks_written) == (200, 160, 2)
+        made.cam.publish_tails()
+        assert (made.cam.bytes_written, made.cam.chunks_written) == (240, 2)
+        with recorded(made):
+            pass
