@@ -296,5 +296,6 @@ class InstrumentAssembly:
     def close(self) -> None:
         """Give the tails' memory back; the pipeline must have nothing of this instrument any more."""
         self._streams.clear()
+        self._eager.clear()
         for tails in self._tails:
             tails.close()

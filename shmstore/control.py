@@ -59,7 +59,7 @@ class FrameReader:
                 break
             try:
                 message = json.loads(bytes(self._pending[4 : 4 + length]))
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise BrokenError("the peer sent a frame that is no JSON: it is no shmstore") from None
             del self._pending[: 4 + length]
             if not isinstance(message, dict):

@@ -121,7 +121,13 @@ class Dataset:
             raise StorageError(
                 22, f"{self.path}: an unfiltered chunk has {self.chunk_bytes} bytes, not {size}"
             )
-        self.id.write_direct_chunk((index * self.chunk_items, *self._origin), payload, filter_mask)
+        try:
+            self.id.write_direct_chunk((index * self.chunk_items, *self._origin), payload, filter_mask)
+        except OSError:
+            # The handle remembers the chunk's place, which the index never got: written again through the
+            # same handle, the chunk would be lost without a word.
+            self._id, self._opened = None, -1
+            raise
         self.bytes_written += size
 
     def filter_chunk(self, index: int, chunk: npt.NDArray[np.uint8]) -> None:

@@ -75,6 +75,7 @@ _ADVICE = {
     errno.EROFS: "the filesystem is read-only: choose another output_dir",
     errno.EACCES: "check the permissions of the folder, or choose another one",
     errno.EPERM: "check the permissions of the folder, or choose another one",
+    errno.ENOTDIR: "a part of the path is a file: choose another folder",
     errno.ENOENT: "create the folder first, or check its name",
     errno.EEXIST: "it exists already and is never overwritten: choose another name",
     errno.EMFILE: "too many open files: raise the limit with `ulimit -n`",

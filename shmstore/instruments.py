@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterator
 from datetime import datetime
 from functools import cached_property
@@ -23,6 +24,8 @@ from shmstore.session import Session
 from shmstore.stats import InstrumentStats
 
 _METADATA_LIMIT_BYTES = 16 * 2**20
+#: An escaped NUL, and not the six characters by which it is escaped: those come behind an escaped backslash.
+_NUL_IN_JSON = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 #: Options that belong to each producer; all others must agree among the producers of an instrument.
 _PRODUCER_OPTIONS = ("ring_bytes", "on_full", "put_timeout_s")
 
@@ -203,16 +206,20 @@ def check_metadata(key: str, value: Any) -> None:
     Raises
     ------
     InvalidValueError
-        The key is empty, ours, or holds a NUL; the value does too, or is too large.
+        The key is empty, ours, or holds a NUL; the value does too, or is too large; or one is no Unicode.
     """
-    if not key or "\0" in key or key == "_json_keys" or len(key.encode("utf-8", "replace")) > 1024:
-        raise InvalidValueError(f"metadata key {key[:40]!r} cannot be used: take 1 to 1024 bytes without NUL")
     text = json.dumps(value, ensure_ascii=False)
-    if len(text) > _METADATA_LIMIT_BYTES:
+    try:
+        key_bytes, size = len(key.encode()), len(text.encode())
+    except UnicodeEncodeError:
         raise InvalidValueError(
-            f"metadata {key!r} has {len(text)} bytes: keep it below {_METADATA_LIMIT_BYTES}"
-        )
-    if "\\u0000" in text:
+            f"metadata {key[:40]!r} is no valid Unicode: remove lone surrogates from key and value"
+        ) from None
+    if not key or "\0" in key or key == "_json_keys" or key_bytes > 1024:
+        raise InvalidValueError(f"metadata key {key[:40]!r} cannot be used: take 1 to 1024 bytes without NUL")
+    if size > _METADATA_LIMIT_BYTES:
+        raise InvalidValueError(f"metadata {key!r} has {size} bytes: keep it below {_METADATA_LIMIT_BYTES}")
+    if _NUL_IN_JSON.search(text):
         raise InvalidValueError(
             f"metadata {key!r} holds a NUL character, which HDF5 strings cannot: remove it"
         )

@@ -140,7 +140,8 @@ class Producer:
             sequence: int | None = -1
             try:
                 for part in batches_of(batch):
-                    sequence = self._put_batch(part, timeout)
+                    taken = self._put_batch(part, timeout)
+                    sequence = None if sequence is None else taken  # rows dropped before stay dropped
             except (TypeError, ValueError) as error:
                 if not isinstance(error, ShmStoreError):
                     raise type(error)(f"{self.instrument_id!r}: {error}") from None
@@ -327,7 +328,7 @@ class Producer:
             queue.wait_for_space(0.01)
         if taken is not None and sequence < taken:
             return
-        ring.count_rejected(rows)
+        ring.count_refused(rows)
         self._raise_end()
 
     def _check_alive(self, rejected_rows: int = 0) -> None:
@@ -412,22 +413,21 @@ class Producer:
     # -- counts and the end ----------------------------------------------------------------------------------
 
     def stats(self) -> ProducerStats:
-        """Return this producer's counts; reads shared memory only."""
-        with self._lock:
-            ring = self._attach().ring
-            return ProducerStats(
-                instrument_id=self.instrument_id,
-                accepted=ring.sealed_rows + ring.dropped_rows + ring.rejected_rows,
-                dropped=ring.dropped_rows,
-                rejected=ring.rejected_rows,
-                sealed=ring.sealed_rows,
-                batches=ring.sealed_slots,
-                sealed_bytes=ring.sealed_bytes,
-                waits=self._waits,
-                wait_ns=self._wait_ns,
-                ring_bytes=ring.capacity,
-                ring_bytes_used=ring.used,
-            )
+        """Return this producer's counts; reads shared memory only, and waits for no `put` under way."""
+        ring = self._attach().ring
+        return ProducerStats(
+            instrument_id=self.instrument_id,
+            accepted=ring.sealed_rows + ring.dropped_rows + ring.rejected_rows,
+            dropped=ring.dropped_rows,
+            rejected=ring.rejected_rows,
+            sealed=ring.sealed_rows,
+            batches=ring.sealed_slots,
+            sealed_bytes=ring.sealed_bytes,
+            waits=self._waits,
+            wait_ns=self._wait_ns,
+            ring_bytes=ring.capacity,
+            ring_bytes_used=ring.used,
+        )
 
     def close(self) -> None:
         """Say that nothing more comes; does not wait until what was put is recorded. May be called twice."""

@@ -278,6 +278,11 @@ class Ring:
         """Count rows that were refused with an error."""
         self._producer[_P_REJECTED_ROWS] += rows
 
+    def count_refused(self, rows: int) -> None:
+        """Count rows that were sealed, but that the consumer did not take at the end, as rejected instead."""
+        self._producer[_P_SEALED_ROWS] -= rows
+        self._producer[_P_REJECTED_ROWS] += rows
+
     def set_waiting(self, waiting: bool) -> None:
         """Tell the consumer whether it should say when space comes free."""
         self._producer[_P_WAITING] = int(waiting)

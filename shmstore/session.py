@@ -96,7 +96,12 @@ class Session:
         StorageError
             There is none: the recording has ended, or never began.
         """
-        return cls(folder, Segment.attach(folder / "page"))
+        page = Segment.attach(folder / "page")
+        try:
+            return cls(folder, page)
+        except BrokenError:
+            page.close()
+            raise
 
     # -- state -----------------------------------------------------------------------------------------------
 
@@ -145,7 +150,8 @@ class Session:
         """Latch a failure: from now on every `put`, `flush` and `close` raises it. The first one stays."""
         if self.state == State.BROKEN:
             return
-        text = json.dumps([kind, message[:800]]).encode()[: _PAGE_BYTES - _FAILURE_AT]
+        # At most 6 bytes a character: it fits the page whole, whatever the message holds.
+        text = json.dumps([kind, message[:600]], ensure_ascii=False).encode("utf-8", "replace")
         self._page.view[_FAILURE_AT : _FAILURE_AT + len(text)] = text
         self._words[_W_FAILURE_LENGTH] = len(text)
         self._words[_W_FAILURE_CRC] = zlib.crc32(text)

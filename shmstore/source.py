@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from shmstore.accounting import Account
 from shmstore.assembly import Ticket
-from shmstore.errors import BrokenError
+from shmstore.errors import BrokenError, StorageError
 from shmstore.queue import DescriptorQueue
 from shmstore.ring import Life, Ring, Slot
 from shmstore.session import Session
@@ -45,7 +45,11 @@ class Source:
         if self.ring.number != number:
             self.ring.close()
             raise BrokenError(f"ring {number} claims to be ring {self.ring.number}")
-        self.queue = DescriptorQueue.attach(session.queue_path(number))
+        try:
+            self.queue = DescriptorQueue.attach(session.queue_path(number))
+        except StorageError:
+            self.ring.close()
+            raise
         self.schemas: dict[int, pa.Schema] = {}
         self.account = Account(instrument_id, number)
         self._dropped_by_abort = 0
@@ -134,10 +138,11 @@ class Source:
 
         An abort throws such rows away on purpose: they count as dropped.
         """
+        lives = self.ring.producer_lives  # asked first: the counts of one that is gone are its last
         left = max(0, self.ring.sealed_rows - self.account.taken)
         if aborted:
             self._dropped_by_abort = left
-        elif not self.ring.producer_lives:
+        elif not lives:
             self.account.lost = left
 
     def close(self) -> None:

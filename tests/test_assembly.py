@@ -63,6 +63,7 @@ def recorder(**options: Any) -> Iterator[Recorder]:
             made.pipeline.close()
             raise
         assert not os.listdir(shared)  # noqa: PTH208
+        assert shared not in Path("/proc/self/maps").read_text()
 
 
 @contextmanager
@@ -145,7 +146,8 @@ def check_rows(group: Any, rows: int, first_null: int) -> None:
     assert list(group["tag"].asstr()[:]) == [f"t{row % 1000}" for row in range(rows)]
     offsets, chars = group["packed/OFFSETS"][:], group["packed/CHARS"][:].tobytes()
     pieces = [
-        chars[start:end].decode() for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
+        chars[start:end].decode()
+        for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
     ]
     assert (offsets[0], offsets[-1], pieces) == (0, len(chars), texts)
     for path in ("_arrow/validity/1", "_arrow/validity/2", "packed/MASK", "_arrow/validity/4"):
@@ -156,7 +158,9 @@ def check_rows(group: Any, rows: int, first_null: int) -> None:
 # -- rows ------------------------------------------------------------------------------------------------
 
 
-STEPS = st.lists(st.one_of(st.integers(0, 40), st.sampled_from(["publish", "variable", "settle"])), max_size=12)
+STEPS = st.lists(
+    st.one_of(st.integers(0, 40), st.sampled_from(["publish", "variable", "settle"])), max_size=12
+)
 
 
 @settings(max_examples=30, deadline=None)
@@ -203,7 +207,7 @@ def test_chunks_that_follow_the_rate_hold_what_chunks_of_a_set_size_hold(batch: 
 
 ALL_TYPES = {
     "half": (pa.float16(), [np.float16(row % 50) for row in range(100)]),
-    "byte": (pa.uint8(), [row for row in range(100)]),
+    "byte": (pa.uint8(), list(range(100))),
     "wide": (pa.uint64(), [2**64 - 1 - row for row in range(100)]),
     "flag": (pa.bool_(), [row % 3 == 0 for row in range(100)]),
     "id": (pa.binary(5), [b"\0" + bytes([row]) * 4 for row in range(100)]),

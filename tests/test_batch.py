@@ -203,9 +203,9 @@ def test_whatever_carries_arrow_data_gives_its_batches(data: Any, rows: list[int
     found = list(batches_of(data))
     assert [batch.num_rows for batch in found] == rows
     assert all(batch.schema.equals(SCHEMA) for batch in found)
-    assert pa.Table.from_batches(found, SCHEMA).equals(TABLE.slice(0, sum(rows)) if 5 in rows else TABLE[:0]) or (
-        rows == [3] and found[0].equals(BATCHES[1])
-    )
+    assert pa.Table.from_batches(found, SCHEMA).equals(
+        TABLE.slice(0, sum(rows)) if 5 in rows else TABLE[:0]
+    ) or (rows == [3] and found[0].equals(BATCHES[1]))
 
 
 @pytest.mark.parametrize("data", [[1, 2], {"a": [1]}, "text", None, 3, np.zeros(3)])

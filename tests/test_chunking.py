@@ -17,7 +17,9 @@ from shmstore.chunking import (
 
 
 @given(st.integers(0, 10**9), st.integers(1, 10**8), st.floats(0, 1e6), st.integers(0, 5000))
-def test_a_chunk_is_never_outside_its_bounds(items: int, item_bytes: int, seconds: float, streams: int) -> None:
+def test_a_chunk_is_never_outside_its_bounds(
+    items: int, item_bytes: int, seconds: float, streams: int
+) -> None:
     largest = largest_bytes(streams)
     assert LARGEST_MANY_COLUMNS <= largest <= LARGEST
     size = bytes_for_rate(items, item_bytes, seconds, largest, 1.0)

@@ -37,7 +37,10 @@ PLAIN = [
     pa.binary(3),
 ]
 NESTED = [
-    *(pa.list_(type_, 3) for type_ in (pa.int16(), pa.float64(), pa.bool_(), pa.timestamp("s"), pa.binary(2))),
+    *(
+        pa.list_(type_, 3)
+        for type_ in (pa.int16(), pa.float64(), pa.bool_(), pa.timestamp("s"), pa.binary(2))
+    ),
     pa.list_(pa.list_(pa.int8(), 2), 3),
     pa.list_(pa.list_(pa.list_(pa.float32(), 2), 1), 2),
     pa.fixed_shape_tensor(pa.uint16(), [2, 3]),
@@ -105,7 +108,7 @@ def bits(array: pa.Array) -> Any:
 
 @st.composite
 def arrays(draw: st.DrawFn, type_: pa.DataType, fixed_bytes: int | None = None) -> pa.Array:
-    """An array of the type as it could come: with any bits, any nulls, and perhaps a slice of a larger one."""
+    """An array of the type as it could come: any bits, any nulls, perhaps a slice of a larger one."""
     rows = draw(st.integers(0, 20))
     array = _array(draw, type_, rows, fixed_bytes)
     start = draw(st.integers(0, rows))
@@ -300,7 +303,10 @@ def test_fixed_width_values_are_never_refused(type_: pa.DataType) -> None:
     ],
 )
 def test_damaged_strings_are_said_to_be_that(damage: dict[str, Items]) -> None:
-    items = {"offsets": np.array([0, 2, 3], np.uint64), "chars": np.frombuffer(b"abc", np.uint8)}
+    items: dict[str, Items] = {
+        "offsets": np.array([0, 2, 3], np.uint64),
+        "chars": np.frombuffer(b"abc", np.uint8),
+    }
     column = column_of(pa.string(), "packed")
     assert decode(column, pa.string(), items, 2).to_pylist() == ["ab", "c"]
     with pytest.raises(IncompleteFileError, match="'c' is damaged"):

@@ -120,7 +120,9 @@ def test_times_carry_the_attributes_by_which_others_decode_them() -> None:
 
 
 def test_a_missing_value_reads_as_nan_or_not_a_time() -> None:
-    schema = pa.schema([("x", pa.float32()), ("t", pa.timestamp("ns")), ("d", pa.date32()), ("i", pa.int32())])
+    schema = pa.schema(
+        [("x", pa.float32()), ("t", pa.timestamp("ns")), ("d", pa.date32()), ("i", pa.int32())]
+    )
     fills = [column.streams[0].fill for column in plan(schema, strings("vlen")).columns]
     assert math.isnan(fills[0] or 0)
     assert np.isnat(np.int64(fills[1] or 0).view("M8[ns]"))

@@ -17,7 +17,22 @@ from shmstore.names import (
 )
 
 ANY_NAME = st.text(st.characters(), max_size=300)  # lone surrogates too
-AWKWARD = ["", ".", "..", "/", "a/b", "%", "%~2", "x%~2", "schema", "_arrow", "\0", "\n", "ü" * 150, "a" * 250]
+AWKWARD = [
+    "",
+    ".",
+    "..",
+    "/",
+    "a/b",
+    "%",
+    "%~2",
+    "x%~2",
+    "schema",
+    "_arrow",
+    "\0",
+    "\n",
+    "ü" * 150,
+    "a" * 250,
+]
 
 
 def unescaped(link: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -53,9 +54,13 @@ def pipeline() -> Iterator[CodecPipeline]:
 
 
 def stored(file: RecordingFile) -> list[int]:
-    """Return the first item of each chunk, as a reader of the flushed file sees it."""
+    """Return the first item of each chunk, as a reader elsewhere sees it.
+
+    Of a copy: opened twice in one process, HDF5 shares what it knows of a file.
+    """
     file.flush()
-    with h5py.File(file.path, "r", libver="v110", swmr=True, locking=False) as reader:
+    copy = shutil.copy(file.path, file.path.with_name("copy.h5"))
+    with h5py.File(copy, "r", libver="v110", swmr=True) as reader:
         return list(map(int, reader["n"][::ITEMS]))
 
 
@@ -142,7 +147,9 @@ def test_the_last_chunk_counts_only_the_items_it_has(
     assert stored(file) == [1, 2]
 
 
-def test_as_it_is_goes_before_the_encoder(pipeline: CodecPipeline, dataset: Dataset, file: RecordingFile) -> None:
+def test_as_it_is_goes_before_the_encoder(
+    pipeline: CodecPipeline, dataset: Dataset, file: RecordingFile
+) -> None:
     def never(chunk: Chunk) -> tuple[Any, int]:
         raise AssertionError("not to be called")
 
@@ -156,6 +163,7 @@ def test_chunks_without_encoder_go_through_the_filters_of_hdf5(
     pipeline: CodecPipeline, dataset: Dataset, file: RecordingFile
 ) -> None:
     pipeline.submit(dataset, 0, chunk_of(7), None)
+    pipeline.write_ready()
     assert pipeline.written == 1
     assert 0 < dataset.bytes_written < CHUNK_BYTES // 4
     assert stored(file) == [7]
@@ -168,17 +176,18 @@ def test_an_encoder_that_fails_is_heard_and_heard_again(pipeline: CodecPipeline,
     def broken(chunk: Chunk) -> tuple[Any, int]:
         raise ValueError("the codec failed")
 
-    with pytest.raises(ValueError, match="codec failed"):
-        pipeline.submit(dataset, 0, chunk_of(0), broken)
-        pipeline.drain()
-    with pytest.raises(ValueError, match="codec failed"):
-        pipeline.drain()
+    pipeline.submit(dataset, 0, chunk_of(0), broken)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="codec failed"):
+            pipeline.drain()
     assert (pipeline.written, dataset.known_items, pipeline.busy) == (0, 0, True)
 
 
-def test_a_payload_of_the_wrong_length_never_reaches_the_file(pipeline: CodecPipeline, dataset: Dataset) -> None:
+def test_a_payload_of_the_wrong_length_never_reaches_the_file(
+    pipeline: CodecPipeline, dataset: Dataset
+) -> None:
+    pipeline.submit(dataset, 0, chunk_of(0), lambda chunk: (bytes(chunk[1:]), RAW))
     with pytest.raises(StorageError, match="unfiltered chunk has 4096 bytes, not 4095"):
-        pipeline.submit(dataset, 0, chunk_of(0), lambda chunk: (bytes(chunk[1:]), RAW))
         pipeline.drain()
     assert (pipeline.written, dataset.bytes_written) == (0, 0)
 
@@ -192,9 +201,9 @@ def test_a_write_that_failed_can_be_tried_again(
     file.flush()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (file.size, hard))
+    pipeline.submit(dataset, 1, chunk_of(6), as_it_is)
     try:
-        with pytest.raises(OSError, match="File too large"):
-            pipeline.submit(dataset, 1, chunk_of(6), as_it_is)
+        with pytest.raises(OSError, match=r"Errno 27|File too large"):
             pipeline.drain()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

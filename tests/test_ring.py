@@ -25,11 +25,11 @@ from shmstore.segment import Segment, align
 CAPACITY = 4096
 STAMP = struct.Struct("<Q")
 #: Ways to look at a body; through none of them may it change.
-LOOKS = [
+LOOKS: list[Callable[[memoryview], Any]] = [
     lambda body: np.frombuffer(body, np.uint8)[0:20],
-    lambda body: np.asarray(body),
+    np.asarray,
     lambda body: np.frombuffer(body[:800], "<f8").view(np.uint8),
-    lambda body: pa.py_buffer(body),
+    pa.py_buffer,
     lambda body: pa.py_buffer(body[0:]).slice(0, 100),
     lambda body: body[0:30],
 ]
@@ -437,9 +437,7 @@ def test_a_producer_killed_within_a_loan_leaves_what_it_sealed_and_nothing_else(
     assert (ring.sealed_slots, ring.sealed_rows) == (1, 1)
 
 
-def test_ten_thousand_slots_through_a_small_ring_to_another_process(
-    ring: Ring, shared_folder: Path
-) -> None:
+def test_ten_thousand_slots_through_a_small_ring_to_another_process(ring: Ring, shared_folder: Path) -> None:
     """No bell here: each side looks again, so that only the ring itself orders what they see."""
     slots = 10_000
     path = shared_folder / "ring-9"

@@ -7,7 +7,9 @@ import pytest
 
 from shmstore.schema import first_difference, to_json
 
-SCHEMA = pa.schema([("time", pa.timestamp("ns", "UTC")), ("x", pa.list_(pa.float32(), 3)), ("s", pa.string())])
+SCHEMA = pa.schema(
+    [("time", pa.timestamp("ns", "UTC")), ("x", pa.list_(pa.float32(), 3)), ("s", pa.string())]
+)
 
 
 def test_json_says_names_types_nullability_and_metadata() -> None:

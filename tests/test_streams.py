@@ -33,6 +33,7 @@ class Stage:
     pipeline: CodecPipeline
     tails: list[Tails]
     shared: Path
+    ended: bool = False
 
     def dataset(self, stream: Stream, items: int = 0) -> Dataset:
         with self.file.structure():
@@ -47,6 +48,7 @@ class Stage:
 
     def read(self, path: str) -> Any:
         """Close the file and read a dataset of it."""
+        self.ended = True
         self.file.finish("complete", "{}", {})
         with h5py.File(self.file.path) as file:
             return file[path][:]
@@ -66,6 +68,8 @@ def stage(tmp_path: Path, shared_folder: Path) -> Iterator[Stage]:
     file = RecordingFile.create(tmp_path / "recording.h5", {}, "{}")
     made = Stage(file, CodecPipeline(2, 1 << 20, lambda: None), [], shared_folder)
     yield made
+    if not made.ended:
+        file.close()
     made.pipeline.close()
     for tails in made.tails:
         tails.close()

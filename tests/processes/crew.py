@@ -10,7 +10,7 @@ from shmstore.producer import Producer
 
 
 def feed(number: int, producers: list[Producer], batches: int, line: Connection) -> None:
-    """Put all batches of one producer process into each of its instruments; pause halfway until told to go on."""
+    """Put all batches of one producer process into each of its instruments; pause halfway."""
     plan = [sizes(number, instrument, batches) for instrument in range(len(producers))]
     for sequence in range(batches):
         if sequence == batches // 2:

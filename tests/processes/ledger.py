@@ -1,4 +1,4 @@
-"""Checks rows that were read back against those that were put, through plain h5py and through `shmstore.open`."""
+"""Checks rows that were read back, through plain h5py and `shmstore.open`, against those that were put."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ class Ledger:
     def check(self, read: Mapping[str, Any]) -> None:
         """Check the next rows: each was put, is new, and stands in its producer's order.
 
-        ``read`` holds numpy arrays; ``label`` an Arrow array; ``null`` the mask of nulls of ``flag``, if known.
+        ``read`` holds numpy arrays; ``label`` an Arrow array; ``null`` is the mask of nulls of
+        ``flag``, if it is known.
         """
         producer, sequence = read["producer"], read["sequence"]
         row = read["row"].astype(np.int64)

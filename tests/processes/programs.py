@@ -1,4 +1,4 @@
-"""Other processes for the tests: scripts as a user would write them, and children with a line to talk over."""
+"""Other processes for the tests: scripts as a user would write them, and children to talk with."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def run_python(arguments: Sequence[str], folder: Path, stdin: str = "", code: in
 
 @contextmanager
 def started(text: str, folder: Path, *arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """Run a script beside the test, with pipes to its standard input and output; killed if it is still there."""
+    """Run a script beside the test, with pipes to its standard input and output; killed at the end."""
     script = folder / "started.py"
     script.write_text(text)
     with subprocess.Popen(

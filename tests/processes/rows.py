@@ -1,7 +1,7 @@
 """Rows that say who they are: producer, sequence and row, with everything else a function of those three.
 
-Read back, any loss, doubling, wrong order or invented value shows: see `processes.ledger`. Children import this
-module, so it imports little.
+Read back, any loss, doubling, wrong order or invented value shows: see `processes.ledger`. Children import
+this module, so it imports little.
 """
 
 from __future__ import annotations
@@ -55,5 +55,5 @@ def batch(producer: int, sequence: int, rows: int) -> pa.RecordBatch:
 
 
 def sizes(producer: int, instrument: int, batches: int, largest: int = 5000) -> Numbers:
-    """Return the row counts of a producer's batches for an instrument, 1 to ``largest``; the same every time."""
+    """Return the row counts of a producer's batches for an instrument, 1 to ``largest``."""
     return np.random.default_rng([producer, instrument]).integers(1, largest, batches, endpoint=True)

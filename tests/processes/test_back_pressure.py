@@ -143,13 +143,12 @@ def test_a_full_ring_holds_up_nobody_else(output_dir: Path) -> None:
 
 def test_slices_that_were_sealed_before_the_ring_was_full_are_counted_and_recorded(output_dir: Path) -> None:
     large = 5000  # several rings full
-    with recording(output_dir, "raise") as (storage, producer):
-        with stopped(storage.writer_pid):
-            with pytest.raises(shmstore.RingFullError):
-                producer.put(batch(1, 1, large))
-            counts = producer.stats()
-            assert 0 < counts.rejected < large
-            assert counts.accepted == ROWS + large == counts.sealed + counts.rejected
+    with recording(output_dir, "raise") as (storage, producer), stopped(storage.writer_pid):
+        with pytest.raises(shmstore.RingFullError):
+            producer.put(batch(1, 1, large))
+        counts = producer.stats()
+        assert 0 < counts.rejected < large
+        assert counts.accepted == ROWS + large == counts.sealed + counts.rejected
     account = accounts(storage.path)
     assert account["committed"] + account["rejected"] == account["accepted"] == ROWS + large
     table = shmstore.read(storage.path, "x")

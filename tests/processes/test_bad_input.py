@@ -1,10 +1,9 @@
-"""What a user can get wrong: an error of one line each, and everything accepted before and after is in the file."""
+"""What users can get wrong: one line of error each, and what was accepted before and after is in the file."""
 
 from __future__ import annotations
 
 import errno
 import io
-import os
 import re
 import shutil
 import subprocess
@@ -38,7 +37,7 @@ def said(caught: pytest.ExceptionInfo[BaseException]) -> str:
 
 @contextmanager
 def between(folder: Path, **settings: Any) -> Iterator[shmstore.HDF5Storage]:
-    """Record a batch, whatever the block does, and another one; then check that both are in a complete file."""
+    """Record a batch, what the block does, and two more; then check that they are in a complete file."""
     with shmstore.HDF5Storage(output_dir=folder, ring_bytes=RING_BYTES, **settings) as storage:
         producer = storage.producer("good", SCHEMA)
         producer.put(batch(1, 0, ROWS))
@@ -100,6 +99,7 @@ def test_a_row_larger_than_the_ring(output_dir: Path) -> None:
     row = pa.record_batch([pa.array([b"x" * (RING_BYTES + 1)])], BLOB)
     with between(output_dir) as storage:
         small = storage.producer("small", BLOB)
+        text = ""
         for attempt in (lambda: small.put(row), lambda: storage.write_batch("small", row)):
             with pytest.raises(
                 shmstore.BatchTooLargeError, match=r"one row of 'small' .*ring_bytes"
@@ -120,7 +120,7 @@ def test_a_row_larger_than_the_ring(output_dir: Path) -> None:
 
 
 def test_a_row_larger_than_the_ring_among_small_ones(output_dir: Path) -> None:
-    # All or nothing: a batch of which one row cannot be taken is refused before anything of it is in the ring.
+    # All or nothing: a batch with such a row is refused before anything of it is in the ring.
     values = [b"a" * 1000] * 50 + [b"b" * 2 * RING_BYTES] + [b"c" * 1000] * 50
     with between(output_dir) as storage:
         producer = storage.producer("x", BLOB)
@@ -131,33 +131,34 @@ def test_a_row_larger_than_the_ring_among_small_ones(output_dir: Path) -> None:
         assert (counts.accepted, counts.rejected, counts.sealed) == (len(values), len(values), 0)
 
 
-STRANGE = {
-    "decimal": pa.decimal128(9, 2),
-    "list": pa.list_(pa.float64()),
-    "struct": pa.struct([("a", pa.int8())]),
-    "map": pa.map_(pa.string(), pa.int8()),
-    "dictionary": pa.dictionary(pa.int8(), pa.string()),
-    "view": pa.string_view(),
-    "null": pa.null(),
-    "strings in a list": pa.list_(pa.string(), 2),
-}
+STRANGE = [
+    pa.decimal128(9, 2),
+    pa.list_(pa.float64()),
+    pa.struct([("a", pa.int8())]),
+    pa.map_(pa.string(), pa.int8()),
+    pa.dictionary(pa.int8(), pa.string()),
+    pa.null(),
+    pa.list_(pa.string(), 2),
+]
 
 
-@pytest.mark.parametrize("type_", STRANGE.values(), ids=STRANGE)
-def test_a_column_of_an_unknown_type(output_dir: Path, type_: pa.DataType) -> None:
-    schema = pa.schema([("fine", pa.int64()), ("odd one", type_)])
-    empty = schema.empty_table()
+def test_a_column_of_an_unknown_type(output_dir: Path) -> None:
     with between(output_dir) as storage:
         late = storage.producer("late")
-        for attempt in (
-            lambda: storage.producer("x", schema),
-            lambda: late.put(empty),
-            lambda: storage.write_batch("y", empty),
-        ):
-            with pytest.raises(shmstore.UnsupportedTypeError, match="column 'odd one' has type") as caught:
-                attempt()
-            said(caught)
-            assert isinstance(caught.value, TypeError)
+        for type_ in STRANGE:
+            schema = pa.schema([("fine", pa.int64()), ("odd one", type_)])
+            empty = schema.empty_table()
+            for attempt in (
+                lambda schema=schema: storage.producer("x", schema),
+                lambda empty=empty: late.put(empty),
+                lambda empty=empty: storage.write_batch("y", empty),
+            ):
+                with pytest.raises(
+                    shmstore.UnsupportedTypeError, match="column 'odd one' has type"
+                ) as caught:
+                    attempt()
+                said(caught)
+                assert isinstance(caught.value, TypeError)
         # A first batch that was refused leaves the instrument open for one that can be taken.
         late.put(pa.record_batch({"fine": [1, 2]}))
         storage.write_batch("y", pa.record_batch({"fine": [3]}))
@@ -197,10 +198,11 @@ def test_a_stream_cut_anywhere(output_dir: Path) -> None:
 
 @pytest.mark.parametrize("strings", ["vlen", "packed"])
 def test_a_stream_with_flipped_bytes_is_refused_or_recorded(output_dir: Path, strings: str) -> None:
-    # What is accepted need not be what was meant: Arrow has no checksum. But it is sound, recorded, and readable.
+    # What is accepted need not be what was meant: Arrow has no checksum. But it is sound, and recorded.
     data, _ = stream(batch(3, 0, ROWS))
     chance = np.random.default_rng(11)
     refused = taken = 0
+    messages: set[str] = set()
     with between(output_dir, strings=strings) as storage:
         for number in range(200):
             damaged = bytearray(data)
@@ -210,9 +212,10 @@ def test_a_stream_with_flipped_bytes_is_refused_or_recorded(output_dir: Path, st
                 storage.write_batch("x", bytes(damaged))
                 taken += 1
             except (ValueError, TypeError, shmstore.ShmStoreError) as error:
-                assert re.fullmatch("[^\n]+", str(error))
                 refused += 1
+                messages.add(str(error))
     assert refused > 10
+    assert not [message for message in messages if not message or "\n" in message]
     assert taken > 10
     with shmstore.open(storage.path) as recording:
         table = recording["x"].read()
@@ -226,33 +229,63 @@ def text(chars: bytes, *offsets: int) -> pa.RecordBatch:
     return pa.record_batch([pa.Array.from_buffers(pa.string(), len(offsets) - 1, parts)], names=["text"])
 
 
-DAMAGED = {
-    "no UTF-8": text(b"ok\xff\xfe", 0, 2, 4),
-    "offsets beyond the end": text(b"okab", 0, 900_000, 2, 4),
-    "offsets below zero": text(b"okab", 0, -900_000, 2, 4),
-    "offsets that descend": text(b"okab", 0, 3, 1, 4),
-}
+DAMAGED = [
+    text(b"ok\xff\xfe", 0, 2, 4),  # no UTF-8
+    text(b"okab", 0, 900_000, 2, 4),  # offsets beyond the end, below zero, descending
+    text(b"okab", 0, -900_000, 2, 4),
+    text(b"okab", 0, 3, 1, 4),
+]
+FINE = pa.record_batch({"text": ["fine"]})
 
 
 @pytest.mark.parametrize("strings", ["vlen", "packed", "fixed:8"])
-@pytest.mark.parametrize("damaged", DAMAGED.values(), ids=DAMAGED)
-def test_a_damaged_array(output_dir: Path, damaged: pa.RecordBatch, strings: str) -> None:
-    fine = pa.record_batch({"text": ["fine"]})
+def test_a_damaged_array(output_dir: Path, strings: str) -> None:
     with between(output_dir) as storage:
-        producer = storage.producer("x", fine.schema, strings=strings)
-        producer.put(fine)
-        with pytest.raises(shmstore.InvalidValueError, match="column 'text'") as caught:
-            producer.put(damaged)
-        said(caught)
-        assert producer.stats().rejected == len(damaged)
-        sink = io.BytesIO()
-        with pa.ipc.new_stream(sink, damaged.schema) as writer:
-            writer.write_batch(damaged)
-        with pytest.raises(ValueError, match="'x': the bytes are no whole Arrow IPC stream") as raised:
-            producer.put(sink.getvalue())
-        said(raised)
-        producer.put(fine)
+        producer = storage.producer("x", FINE.schema, strings=strings)
+        producer.put(FINE)
+        for damaged in DAMAGED:
+            rejected = producer.stats().rejected
+            with pytest.raises(shmstore.InvalidValueError, match="column 'text'") as caught:
+                producer.put(damaged)
+            said(caught)
+            assert producer.stats().rejected == rejected + len(damaged)
+            sink = io.BytesIO()
+            with pa.ipc.new_stream(sink, damaged.schema) as writer:
+                writer.write_batch(damaged)
+            with pytest.raises(ValueError, match="'x': the bytes are no whole Arrow IPC stream") as raised:
+                producer.put(sink.getvalue())
+            said(raised)
+        producer.put(FINE)
     assert shmstore.read(storage.path, "x")["text"].to_pylist() == ["fine", "fine"]
+
+
+def unchecked(producer: shmstore.Producer) -> shmstore.Producer:
+    """Return a producer in use that puts whatever it gets: a faulty one, or one of another version."""
+    assert producer._declared
+    producer._declared = producer._declared._replace(checked=())
+    return producer
+
+
+@pytest.mark.parametrize("strings", ["vlen", "packed", "fixed:8"])
+def test_the_writer_does_not_trust_producers(output_dir: Path, strings: str) -> None:
+    storage = shmstore.HDF5Storage(output_dir=output_dir, ring_bytes=RING_BYTES).start()
+    producer = storage.producer("x", FINE.schema, strings=strings)
+    producer.put(FINE)
+    for damaged in DAMAGED:
+        unchecked(producer).put(damaged)
+    producer.put(FINE)
+    storage.flush()
+    lost = sum(map(len, DAMAGED))
+    assert storage.stats().quarantined == lost
+    with pytest.raises(shmstore.IncompleteFileError, match=r"rows of 'x' are in .*quarantine") as caught:
+        storage.close()
+    said(caught)
+    with shmstore.open(storage.path) as recording:
+        assert recording.state == "partial"
+        assert recording["x"].read()["text"].to_pylist() == ["fine", "fine"]
+        assert recording.accounting
+        (account,) = recording.accounting["producers"]
+    assert (account["accepted"], account["committed"], account["rejected"]) == (2 + lost, 2, lost)
 
 
 def test_no_arrow_data_at_all(output_dir: Path) -> None:
@@ -280,7 +313,7 @@ def test_a_file_that_exists_is_never_overwritten(output_dir: Path) -> None:
     with pytest.raises(shmstore.StorageError, match=r"mine\.h5") as caught:
         shmstore.HDF5Storage(output_dir=output_dir, filename="mine.h5").start()
     said(caught)
-    assert caught.value.errno == errno.EEXIST  # type: ignore[attr-defined]
+    assert caught.value.errno == errno.EEXIST
     assert (output_dir / "mine.h5").read_text() == "precious"
 
 
@@ -294,7 +327,7 @@ def test_too_little_shared_memory_for_a_ring(output_dir: Path) -> None:
             ) as caught:
                 storage.producer(instrument, SCHEMA, ring_bytes=2 * total)
             said(caught)
-            assert caught.value.errno == errno.ENOSPC  # type: ignore[attr-defined]
+            assert caught.value.errno == errno.ENOSPC
         assert set(Path("/dev/shm", f"shmstore-{storage.name}").iterdir()) == before
 
 
@@ -371,4 +404,4 @@ def test_a_program_that_ends_by_such_an_error_leaves_a_complete_file(output_dir:
     with shmstore.open(output_dir / "kept.h5") as recording:
         assert recording.state == "complete"
         check_instrument(recording["x"], {1: [20]})
-    assert os.listdir(output_dir) == ["kept.h5"]
+    assert [path.name for path in output_dir.iterdir()] == ["kept.h5"]

@@ -331,21 +331,35 @@ def assert_same(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     }
 
 
+#: Holds a live file open, and says what one column of it shows whenever it is asked.
+WATCHER = (
+    PRELUDE
+    + f"""
+import h5py
+with h5py.File(sys.argv[1], "r", swmr=True) as file:
+    column = file["x/sequence"]
+    say("open")
+    while sys.stdin.readline():
+        column.refresh()
+        say(*column[::{ROWS}])
+"""
+)
+
+
 def test_instruments_may_appear_under_the_eyes_of_readers(output_dir: Path) -> None:
     with recording_of(output_dir) as storage:
         first = storage.producer("x", SCHEMA)
         put(first, 2)
         storage.flush()
-        with shmstore.open(storage.path) as recording, h5py.File(storage.path, "r", swmr=True) as held:
-            column = held["x/sequence"]
+        with started(WATCHER, output_dir, storage.path) as watcher, shmstore.open(storage.path) as recording:
+            assert line_from(watcher) == "open"
             for number in range(5):
-                late = storage.producer(f"late {number}", SCHEMA)
-                put(late, 1 + number)
+                put(storage.producer(f"late {number}", SCHEMA), 1 + number)
                 put(first, 1, first=2 + number)
                 storage.flush()
-                column.refresh()
+                tell(watcher)
+                assert line_from(watcher) == " ".join(map(str, range(3 + number)))
                 recording.refresh()
-                assert column[::ROWS].tolist() == list(range(3 + number))
                 assert recording.instruments == ["x", *(f"late {other}" for other in range(number + 1))]
                 check_instrument(recording[f"late {number}"], {0: np.full(1 + number, ROWS)})
                 check_instrument(recording["x"], {0: np.full(3 + number, ROWS)})

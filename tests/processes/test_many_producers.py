@@ -24,7 +24,7 @@ RING_BYTES = 8 * MIB
 #: What the writer may need beside rings and tails.
 ALLOWANCE_BYTES = 256 * MIB
 #: Batches of each producer for each instrument in the test that everybody runs.
-BATCHES = int(os.environ.get("TEST_BATCHES", "40"))
+BATCHES = int(os.environ.get("TEST_BATCHES", "16"))
 
 
 def put_by_all(instrument: int, batches: int) -> dict[int, Numbers]:

@@ -1,4 +1,4 @@
-"""Who may own a recording, and how producers get to other processes: as users write it, in programs of their own."""
+"""Who may own a recording, and how producers get to other processes: in programs as users write them."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ for number, cell in enumerate(CELLS):
 
 def check(printed: str, folder: Path, producers: int = PROCESSES) -> None:
     """Check that the file whose path was printed last is complete and holds what all of them put."""
-    path = Path(printed.split()[-1])
+    path = Path(printed.strip().splitlines()[-1])
     assert path.parent == folder
     with shmstore.open(path) as recording:
         assert recording.state == "complete"
@@ -154,17 +154,17 @@ def test_producers_go_to_children(output_dir: Path, method: str) -> None:
     check(run_script(WORK + CHILDREN, output_dir, method), output_dir)
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver"])
+@pytest.mark.parametrize("method", ["forkserver"])
 def test_producers_go_to_a_pool(output_dir: Path, method: str) -> None:
     check(run_script(WORK + POOL, output_dir, method), output_dir)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["spawn"])
 def test_producers_go_through_a_queue(output_dir: Path, method: str) -> None:
     check(run_script(WORK + QUEUE, output_dir, method), output_dir)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork"])
 def test_a_daemon_child_owns(output_dir: Path, method: str) -> None:
     check(run_script(WORK + DAEMON, output_dir, method), output_dir)
 

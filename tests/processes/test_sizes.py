@@ -62,7 +62,7 @@ def test_a_row_that_just_fills_the_ring(output_dir: Path, more: int) -> None:
         producer = storage.producer("x", schema)
         producer.put(row(10))
         if more > 0:
-            with pytest.raises(shmstore.BatchTooLargeError, match="'x'.*ring_bytes"):
+            with pytest.raises(shmstore.BatchTooLargeError, match=r"'x'.*ring_bytes"):
                 producer.put(row(size))
         else:
             producer.put(row(size))
@@ -80,7 +80,7 @@ def test_a_row_larger_than_the_ring_is_refused_and_recording_goes_on(output_dir:
             producer.put(images(0, 3))
         assert "\n" not in str(caught.value)
         assert isinstance(caught.value, ValueError)
-        with pytest.raises(shmstore.BatchTooLargeError, match="'x'.*ring_bytes") as caught:
+        with pytest.raises(shmstore.BatchTooLargeError, match=r"'x'.*ring_bytes") as caught:
             producer.loan(3)
         assert "\n" not in str(caught.value)
         assert producer.stats().rejected == 3

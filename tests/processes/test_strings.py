@@ -60,7 +60,9 @@ def test_a_nul_is_refused_with_the_way_that_takes_it(output_dir: Path, strings: 
     with shmstore.HDF5Storage(output_dir=output_dir, ring_bytes="1MiB", strings=strings) as storage:
         producer = storage.producer("x", schema)
         producer.put(rows("before"))
-        with pytest.raises(shmstore.InvalidValueError, match=r"column 'word' .*NUL.*strings='packed'") as caught:
+        with pytest.raises(
+            shmstore.InvalidValueError, match=r"column 'word' .*NUL.*strings='packed'"
+        ) as caught:
             producer.put(rows("fine", "a\0b"))
         assert "\n" not in str(caught.value)
         producer.put(rows("after"))
@@ -75,7 +77,9 @@ def test_a_string_longer_than_its_place_is_refused(output_dir: Path) -> None:
     with shmstore.HDF5Storage(output_dir=output_dir, ring_bytes="1MiB", strings="fixed:4") as storage:
         producer = storage.producer("x", schema)
         producer.put(pa.record_batch({"word": ["four", "ää"]}))  # bytes count, not characters
-        with pytest.raises(shmstore.InvalidValueError, match=r"column 'word' .*5 bytes.*fixed:4.*enlarge") as caught:
+        with pytest.raises(
+            shmstore.InvalidValueError, match=r"column 'word' .*5 bytes.*fixed:4.*enlarge"
+        ) as caught:
             producer.put(pa.record_batch({"word": ["ok", "käse"]}))
         assert "\n" not in str(caught.value)
         producer.put(pa.record_batch({"word": ["end"]}))

@@ -1,0 +1,341 @@
+"""HDF5's door: what readers see and when, what is refused, and what the file says at its end."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from children import Child
+
+from shmstore.codec import Codec
+from shmstore.dataset import Dataset, RecordingFile
+from shmstore.errors import StorageError
+from shmstore.layout import Stream
+
+NUMBERS = Stream("values", "n", "<i8")
+NONE, GZIP = Codec.parse("none"), Codec.parse("gzip")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[RecordingFile]:
+    made = RecordingFile.create(tmp_path / "recording.h5", {"state": "recording", "n": np.uint64(7)}, "{}")
+    yield made
+    if made.path.exists():
+        made.close()
+
+
+def make(file: RecordingFile, path: str = "/n", codec: Codec = NONE, stream: Stream = NUMBERS) -> Dataset:
+    with file.structure():
+        return file.create_dataset(path, stream, 4, codec)
+
+
+def chunk(*numbers: int) -> bytes:
+    return np.array(numbers, "<i8").tobytes()
+
+
+def reopened(file: RecordingFile) -> Any:
+    """Open a copy of the file as it is on disk now; the file itself is shared within a process."""
+    copy = shutil.copy(file.path, file.path.with_name("copy.h5"))
+    return h5py.File(copy, "r", libver="v110", swmr=True)
+
+
+def reader(file: RecordingFile) -> Child:
+    """Start a process that keeps the file open, and answers each line with the numbers it sees."""
+    return Child(
+        "import h5py",
+        f"file = h5py.File({str(file.path)!r}, 'r', libver='v110', swmr=True)",
+        "numbers = file['n']",
+        "say('open')",
+        "while wait().strip():",
+        "    numbers.refresh()",
+        "    say(numbers[:].tolist())",
+    )
+
+
+def seen(child: Child) -> Any:
+    child.tell("look")
+    return json.loads(child.hear())
+
+
+# -- making ----------------------------------------------------------------------------------------------
+
+
+def test_a_new_file_has_its_groups_and_attributes_at_once(file: RecordingFile) -> None:
+    with reopened(file) as found:
+        assert dict(found.attrs) == {"state": "recording", "n": 7}
+        assert list(found) == ["metadata", "_shmstore"]
+        assert dict(found["_shmstore"].attrs) == {"format_version": "1.0", "config": "{}"}
+
+
+def test_an_existing_file_is_never_touched(tmp_path: Path) -> None:
+    path = tmp_path / "precious.h5"
+    path.write_text("precious")
+    with pytest.raises(StorageError, match="never overwritten") as error:
+        RecordingFile.create(path, {}, "{}")
+    assert (error.value.errno, error.value.filename) == (errno.EEXIST, str(path))
+    assert path.read_text() == "precious"
+
+
+def test_a_folder_that_is_missing_is_said(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="create the folder first") as error:
+        RecordingFile.create(tmp_path / "no" / "where.h5", {}, "{}")
+    assert error.value.errno == errno.ENOENT
+
+
+def test_a_read_only_folder_is_said(tmp_path: Path) -> None:
+    """Tried as nobody: whoever may do everything may write anywhere."""
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0o555)
+    with Child(
+        "import os",
+        "from shmstore.dataset import RecordingFile",
+        "from shmstore.errors import StorageError",
+        "if os.getuid() == 0: os.setuid(65534)",
+        "try:",
+        f"    RecordingFile.create(Path({str(folder / 'a.h5')!r}), {{}}, '{{}}')",
+        "except StorageError as error:",
+        "    say(error.errno, 'check the permissions' in str(error))",
+    ) as child:
+        assert child.hear() == f"{errno.EACCES} True"
+    assert not list(folder.iterdir())
+
+
+# -- what readers see ------------------------------------------------------------------------------------
+
+
+def test_readers_see_rows_at_the_flush_and_not_before(file: RecordingFile) -> None:
+    dataset = make(file)
+    with reader(file) as child:
+        assert child.hear() == "open"
+        dataset.grow(4)
+        dataset.write_chunk(0, chunk(0, 1, 2, 3), 0)
+        assert seen(child) == []
+        file.flush()
+        assert seen(child) == [0, 1, 2, 3]
+
+
+def test_readers_stay_with_the_file_while_objects_are_added(file: RecordingFile) -> None:
+    dataset = make(file)
+    with reader(file) as child:
+        assert child.hear() == "open"
+        for number in range(5):
+            other = make(file, f"/group/other-{number}", GZIP)
+            other.grow(1)
+            other.write_chunk(0, chunk(number, 0, 0, 0), other.skip_mask)
+            dataset.grow(4 * number + 4)
+            dataset.write_chunk(number, chunk(*range(4 * number, 4 * number + 4)), 0)
+            file.flush()
+            assert seen(child) == list(range(4 * number + 4))
+    with reopened(file) as found:
+        assert [found[f"group/other-{number}"][0] for number in range(5)] == list(range(5))
+
+
+def test_a_window_within_a_window_is_the_same_one(file: RecordingFile) -> None:
+    generation = file.generation
+    with file.structure():
+        with file.structure():
+            file.create_group("/a", {})
+        inner = file.generation
+        file.create_group("/a/b", {})  # still open for that
+    assert (inner, file.generation) == (generation + 1, generation + 2)
+    make(file)
+
+
+def test_a_window_that_fails_leaves_the_file_recording(file: RecordingFile) -> None:
+    dataset = make(file)
+    with pytest.raises(ValueError, match="name already exists"), file.structure():
+        file.create_dataset("/n", NUMBERS, 4, NONE)
+    dataset.grow(1)
+    dataset.write_chunk(0, chunk(5, 0, 0, 0), 0)
+    file.flush()
+    with reopened(file) as found:
+        assert found["n"][:].tolist() == [5]
+
+
+def test_what_was_flushed_outlives_a_killed_writer(tmp_path: Path) -> None:
+    path = tmp_path / "killed.h5"
+    with Child(
+        "from shmstore.codec import Codec",
+        "from shmstore.dataset import RecordingFile",
+        "from shmstore.layout import Stream",
+        f"file = RecordingFile.create(Path({str(path)!r}), {{}}, '{{}}')",
+        "with file.structure():",
+        "    numbers = file.create_dataset('/n', Stream('values', 'n', '<i8'), 4, Codec.parse('none'))",
+        "for index in range(200):",
+        "    numbers.grow(4 * index + 4)",
+        "    numbers.write_chunk(index, index.to_bytes(8, 'little') * 4, 0)",
+        "    if index == 99:",
+        "        file.flush()",
+        "say('flushed')",
+        "wait()",
+    ) as child:
+        assert child.hear() == "flushed"
+        child.end(signal.SIGKILL)
+    with h5py.File(path, "r", libver="v110", swmr=True) as found:
+        np.testing.assert_array_equal(found["n"][:], np.repeat(np.arange(100), 4))
+
+
+# -- rows ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", [NONE, GZIP])
+@pytest.mark.parametrize("size", [0, 31, 33, 64])
+def test_an_unfiltered_chunk_of_the_wrong_length_is_refused(
+    file: RecordingFile, codec: Codec, size: int
+) -> None:
+    """HDF5 itself would take it, and overwrite what lies behind."""
+    dataset = make(file, codec=codec)
+    dataset.grow(8)
+    for index in range(2):
+        dataset.write_chunk(index, chunk(*[index] * 4), dataset.skip_mask)
+    with pytest.raises(StorageError, match=rf"/n: an unfiltered chunk has 32 bytes, not {size}"):
+        dataset.write_chunk(0, bytes(size), dataset.skip_mask)
+    assert dataset.bytes_written == 64
+    file.flush()
+    with reopened(file) as found:
+        assert found["n"][:].tolist() == [0] * 4 + [1] * 4
+
+
+def test_an_extent_never_shrinks(file: RecordingFile) -> None:
+    dataset = make(file)
+    dataset.grow(6)
+    dataset.grow(2)
+    assert dataset.known_items == 6
+    file.flush()
+    with reopened(file) as found:
+        assert found["n"].shape == (6,)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fill", "expected"),
+    [("<f4", float("nan"), None), ("<i8", -(2**63), -(2**63)), ("|b1", 1, True), ("<u2", None, 0)],
+)
+def test_items_never_written_are_the_fill_value(
+    file: RecordingFile, dtype: str, fill: Any, expected: Any
+) -> None:
+    with file.structure():
+        made = file.create_dataset("/n", Stream("values", "n", dtype, (2,), fill), 4, GZIP, items=3)
+    assert made.known_items == 3
+    with reopened(file) as found:
+        assert found["n"].shape == (3, 2)
+        assert found["n"].dtype == np.dtype(dtype)
+        values = found["n"][:]
+        assert np.isnan(values).all() if expected is None else (values == expected).all()
+
+
+def test_attributes_of_a_column_are_those_of_cf(file: RecordingFile) -> None:
+    attributes = {"units": "seconds since 1970-01-01"}
+    make(file, "/t", NONE, Stream("values", "t", "<i8", (), -(2**63), attributes=attributes))
+    with file.structure():
+        file.create_group("/packed", {"CLASS": "STRING_VALUES", "VERSION": 1})
+        file.create_document("/cam/schema", "ä{}")
+        file.create_bytes("/cam/raw", b"\0\1\xff")
+    with reopened(file) as found:
+        assert dict(found["t"].attrs) == attributes | {"_FillValue": -(2**63)}
+        assert found["packed"].attrs.get_id("CLASS").dtype == np.dtype("S13")
+        assert found["cam/schema"][()].decode() == "ä{}"
+        assert found["cam/raw"][:].tobytes() == b"\0\1\xff"
+
+
+def test_memory_of_variable_items_is_given_back_by_the_flush(file: RecordingFile) -> None:
+    dataset = make(file, "/text", NONE, Stream("values", "text", "utf8"))
+    generation = file.generation
+    text = np.array(["x" * 2**20], object)
+    for row in range(40):
+        dataset.grow(row + 1)
+        dataset.write_variable(row, text)
+        file.flush()
+        assert file.heap_bytes < 2**25 + 2**21
+    assert file.generation > generation
+    assert dataset.bytes_written >= 40 * 2**20
+    with reopened(file) as found:
+        assert found["text"].shape == (40,)
+        assert found["text"][39] == b"x" * 2**20
+
+
+# -- metadata --------------------------------------------------------------------------------------------
+
+PLAIN: dict[str, Any] = {
+    "text": "naïve",
+    "empty": "",
+    "long": "x" * 100_000,
+    "yes": True,
+    "small": -(2**63),
+    "large": 2**64 - 1,
+    "real": 0.1,
+    "infinite": float("inf"),
+    "integers": [1, -2, 2**63 - 1],
+    "reals": [0.5] * 20_000,
+    "flags": [True, False],
+    "words": ["a", "", "ß"],
+    "a/b": 1,
+    ".": 2,
+}
+AS_JSON: dict[str, Any] = {
+    "nothing": None,
+    "nested": {"a": [1, {"b": None}]},
+    "mixed": [1, "a", 2.5],
+    "huge": 2**64,
+    "huge list": [2**63],
+    "no items": [],
+    "matrix": [[1, 2], [3, 4]],
+}
+
+
+def test_metadata_of_every_kind_comes_back(file: RecordingFile) -> None:
+    with file.structure():
+        for key, value in (PLAIN | AS_JSON).items():
+            file.set_metadata("metadata", {key: value})
+    with reopened(file) as found:
+        attributes = found["metadata"].attrs
+        assert set(attributes) == {*PLAIN, *AS_JSON, "_json_keys"}
+        for key, value in PLAIN.items():
+            stored = attributes[key]
+            plain = stored.tolist() if hasattr(stored, "tolist") else stored
+            assert (plain, type(plain)) == (value, type(value)), key
+        assert sorted(attributes["_json_keys"]) == sorted(AS_JSON)
+        for key, value in AS_JSON.items():
+            assert json.loads(attributes[key]) == value
+
+
+def test_metadata_may_change_its_kind(file: RecordingFile) -> None:
+    for value in (1, {"a": 1}, "text", None, [1, 2]):
+        with file.structure():
+            file.set_metadata("metadata", {"key": value, "other": {}})
+    with reopened(file) as found:
+        attributes = found["metadata"].attrs
+        assert attributes["key"].tolist() == [1, 2]
+        assert attributes["_json_keys"].tolist() == ["other"]
+    with file.structure():
+        file.set_metadata("metadata", {"other": 1})
+    with reopened(file) as found:
+        assert set(found["metadata"].attrs) == {"key", "other"}
+
+
+# -- the end ---------------------------------------------------------------------------------------------
+
+
+def test_the_end_is_stamped_and_plain_h5py_opens_the_file(file: RecordingFile) -> None:
+    with file.structure():
+        file.create_instrument("cam", {"instrument_id": "cam"})
+    dataset = make(file, "/cam/n")
+    dataset.grow(3)
+    dataset.write_chunk(0, chunk(1, 2, 3, 0), 0)
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    file.finish("partial", '{"ok": false}', {"cam": 3})
+    assert len(os.listdir("/proc/self/fd")) < before  # noqa: PTH208
+    with h5py.File(file.path) as found:
+        assert found.attrs["state"] == "partial"
+        assert found["_shmstore"].attrs["accounting"] == '{"ok": false}'
+        assert found["cam"].attrs["num_rows"] == 3
+        assert found["cam/n"][:].tolist() == [1, 2, 3]
+    file.path.unlink()

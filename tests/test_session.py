@@ -1,0 +1,176 @@
+"""A session's folder, its page, and the locks that tell who lives."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+from pathlib import Path
+
+import pytest
+from children import Child
+
+from shmstore.errors import BrokenError, ConfigError, StorageError
+from shmstore.segment import Segment
+from shmstore.session import Session, State, owner_lives, session_folder
+
+
+@pytest.fixture
+def folder(shared_folder: Path) -> Path:
+    return shared_folder / "shmstore-run"
+
+
+def test_the_folder_is_private_and_named_after_the_session(shared_folder: Path, folder: Path) -> None:
+    session = Session.create(shared_folder, "run")
+    assert (session.folder, session.name) == (folder, "run")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert [path.name for path in folder.iterdir()] == ["page"]
+    assert stat.S_IMODE((folder / "page").stat().st_mode) == 0o600
+    session.close()
+
+
+def test_sessions_without_a_name_get_different_ones(shared_folder: Path) -> None:
+    sessions = [Session.create(shared_folder) for _ in range(3)]
+    assert len({session.name for session in sessions}) == 3
+    for session in sessions:
+        assert session_folder(shared_folder, session.name) == session.folder
+        session.close()
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a/b", "-x", "a b", "x" * 65, "ä", "a\n", "../../etc"])
+def test_a_name_that_leads_elsewhere_is_refused(shared_folder: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="session name"):
+        Session.create(shared_folder, name)
+    assert not list(shared_folder.iterdir())
+
+
+def test_a_name_in_use_is_refused_and_left_alone(shared_folder: Path) -> None:
+    session = Session.create(shared_folder, "run")
+    session.state = State.RECORDING
+    with pytest.raises(ConfigError, match="'run' is running, or was left behind"):
+        Session.create(shared_folder, "run")
+    assert session.recording
+    session.close()
+
+
+def test_no_place_for_it_is_said(shared_folder: Path) -> None:
+    (shared_folder / "file").touch()
+    for place in (shared_folder / "file", shared_folder / "missing"):
+        with pytest.raises(StorageError, match="session folder"):
+            Session.create(place, "run")
+
+
+def test_what_one_process_writes_on_the_page_another_reads(shared_folder: Path, folder: Path) -> None:
+    owner = Session.create(shared_folder, "run")
+    assert (owner.state, owner.recording, owner.owner_pid) == (State.STARTING, False, os.getpid())
+    with Child(
+        "from shmstore.session import Session, State",
+        f"session = Session.attach(Path({str(folder)!r}))",
+        "session.become_writer()",
+        "session.state = State.RECORDING",
+        "say(session.owner_pid, session.owner_lives)",
+        "wait()",
+        "session.fail('StorageError', 'the disk is gone')",
+        "say('failed')",
+        "wait()",
+    ) as child:
+        assert child.hear() == f"{os.getpid()} True"
+        assert (owner.state, owner.recording, owner.writer_pid) == (State.RECORDING, True, child.pid)
+        assert owner.writer_lives
+        child.tell()
+        assert child.hear() == "failed"
+        assert (owner.state, owner.recording) == (State.BROKEN, False)
+        assert owner.failure() == ("StorageError", "the disk is gone")
+        child.end(signal.SIGKILL)
+        assert not owner.writer_lives
+    owner.close()
+
+
+def test_an_owner_that_is_killed_is_noticed(shared_folder: Path, folder: Path) -> None:
+    with Child(
+        "from shmstore.session import Session",
+        f"session = Session.create(Path({str(shared_folder)!r}), 'run')",
+        "say('ready')",
+        "wait()",
+    ) as child:
+        assert child.hear() == "ready"
+        session = Session.attach(folder)
+        assert session.owner_lives
+        assert owner_lives(folder)
+        child.end(signal.SIGKILL)
+        assert not session.owner_lives
+        assert not owner_lives(folder)
+    session.close()
+    assert not owner_lives(shared_folder / "shmstore-other")
+
+
+def test_a_closed_owner_no_longer_lives(shared_folder: Path, folder: Path) -> None:
+    session = Session.create(shared_folder, "run")
+    assert owner_lives(folder)
+    session.close()
+    assert not owner_lives(folder)
+
+
+def test_the_first_failure_stays(shared_folder: Path) -> None:
+    session = Session.create(shared_folder, "run")
+    session.fail("StorageError", "first")
+    session.fail("BrokenError", "second")
+    assert session.failure() == ("StorageError", "first")
+    session.close()
+
+
+@pytest.mark.parametrize("character", ["x", "ü", "日", "😀", "\n", "\0", '"', "\udcff"])
+def test_a_failure_of_any_length_and_language_can_be_read(shared_folder: Path, character: str) -> None:
+    session = Session.create(shared_folder, "run")
+    session.fail("StorageError", character * 10_000)
+    kind, message = session.failure()
+    assert kind == "StorageError"
+    assert len(message) >= 300
+    assert set(message) == {character} or character == "\udcff"
+    session.close()
+
+
+def test_a_failure_half_written_is_not_read(shared_folder: Path, folder: Path) -> None:
+    session = Session.create(shared_folder, "run")
+    assert session.failure() == ("BrokenError", "the writer failed and could not say why")
+    session.fail("StorageError", "the disk is gone")
+    page = Segment.attach(folder / "page")
+    page.view[70] ^= 1
+    assert session.failure()[0] == "BrokenError"
+    page.words(0, 6)[4] = 2**60
+    assert session.failure()[0] == "BrokenError"
+    page.close()
+    session.close()
+
+
+def test_attaching_to_what_is_no_session_is_refused(shared_folder: Path, folder: Path) -> None:
+    with pytest.raises(StorageError, match="recording has ended"):
+        Session.attach(folder)
+    folder.mkdir()
+    Segment.create(folder / "page", 4096).close()
+    with pytest.raises(BrokenError, match="no session of this version"):
+        Session.attach(folder)
+
+
+def test_every_name_lies_in_the_folder(shared_folder: Path, folder: Path) -> None:
+    session = Session.create(shared_folder, "run")
+    paths = [session.control_path, session.report_path]
+    for number in (0, 1):
+        paths += [session.ring_path(number), session.queue_path(number), session.tails_path(number)]
+    assert len(set(paths)) == len(paths)
+    assert all(path.parent == folder for path in paths)
+    session.close()
+
+
+def test_removing_takes_all_names_away_and_leaves_mappings_alone(shared_folder: Path, folder: Path) -> None:
+    session = Session.create(shared_folder, "run")
+    segment = Segment.create(session.ring_path(0), 4096)
+    segment.view[0] = 7
+    for _ in range(2):
+        session.remove()
+    assert not list(shared_folder.iterdir())
+    assert segment.view[0] == 7
+    session.state = State.CLOSED
+    assert session.state == State.CLOSED
+    segment.close()
+    session.close()
