@@ -146,7 +146,8 @@ class Source:
             self.account.lost = left
 
     def close(self) -> None:
-        """Let go of the ring and the queue, and remove their names."""
+        """Let go of the ring, with what is still held of it, and of the queue, and remove their names."""
+        self._held.clear()
         self.queue.close()
         self.queue.unlink()
         self.ring.segment.unlink()

@@ -341,10 +341,12 @@ def _watch_writer(process: subprocess.Popen[bytes], session: Session) -> None:
 
 def _finish_forgotten(process: subprocess.Popen[bytes], session: Session) -> None:
     """End a recording that nobody closed: ask the writer to drain and finish, and clear up."""
-    if process.returncode is None and session.owner_pid == os.getpid():
+    if session.owner_pid != os.getpid():  # a child that was forked meanwhile leaves its parent's alone
+        return
+    if process.poll() is None:
         process.terminate()
-        _end_process(process)
-        session.remove()
+    _end_process(process)
+    session.remove()
 
 
 def _end_process(process: subprocess.Popen[bytes] | None) -> None:

@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 SHARED_MEMORY = Path("/dev/shm")
+FOLDER_PREFIX = "shmstore-test-"  # of folders that fixtures make, and remove
 SETTLE_S = 2.0  # how long after a test what it started may take to go away
 
 # Inherited by everything that a test starts: finds a process again whose parent was killed.
@@ -38,7 +39,12 @@ class Belongings:
     def now(cls) -> Belongings:
         """Look at the kernel's and the interpreter's own lists."""
         return cls(
-            segments=frozenset(SHARED_MEMORY.glob("shmstore-*")),
+            segments=frozenset(
+                # Nobody has a folder open, so it would be blamed on a test of another run going on beside.
+                path
+                for path in SHARED_MEMORY.glob("shmstore-*")
+                if not path.name.startswith(FOLDER_PREFIX)
+            ),
             processes=frozenset(_processes()),
             descriptors=frozenset(_descriptors()),
             threads=frozenset(thread for thread in threading.enumerate() if not thread.daemon),
@@ -156,6 +162,6 @@ def output_dir(tmp_path: Path) -> Path:
 @pytest.fixture
 def shared_folder() -> Iterator[Path]:
     """Return an empty folder in shared memory, removed after the test with all that is in it."""
-    folder = Path(tempfile.mkdtemp(prefix="shmstore-test-", dir=SHARED_MEMORY))
+    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=SHARED_MEMORY))
     yield folder
     shutil.rmtree(folder)
