@@ -5,13 +5,16 @@ Nothing here knows what is measured.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any, Protocol
+
+import psutil
 
 _BLOCK = bytes(8 << 20)
 
@@ -59,6 +62,18 @@ def warm_up(folder: Path, size: int) -> None:
         scratch.unlink()
 
 
+def _foreign_cpu_s() -> float:
+    """Processor seconds that the machine has spent so far on anything but this process and its children."""
+    user, nice, system, _, _, *interrupts = Path("/proc/stat").read_text().split(maxsplit=9)[1:9]
+    ticks = int(user) + int(nice) + int(system) + sum(map(int, interrupts))
+    me = psutil.Process()
+    own: float = sum(me.cpu_times()[:4])  # with the children that have ended
+    for child in me.children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            own += sum(child.cpu_times()[:4])
+    return ticks / os.sysconf("SC_CLK_TCK") - own
+
+
 @dataclass(slots=True)
 class Series:
     """The rounds of one run.
@@ -69,12 +84,15 @@ class Series:
         What was run.
     seconds : list of float
         Each round's time on the clock.
+    foreign : list of float
+        Processors that others kept busy during each round: 0 on a quiet machine.
     details : dict
         What the last round learned.
     """
 
     run: Run
     seconds: list[float] = field(default_factory=list)
+    foreign: list[float] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
 
     def ready(self, folder: Path) -> None:
@@ -84,9 +102,11 @@ class Series:
 
     def clocked(self) -> None:
         """Run, on the clock."""
+        foreign = _foreign_cpu_s()
         began = time.perf_counter()
         self.run.run()
         self.seconds.append(time.perf_counter() - began)
+        self.foreign.append(max(0.0, (_foreign_cpu_s() - foreign) / self.seconds[-1]))
 
     def done(self) -> None:
         """Clear up after a round."""
@@ -96,6 +116,10 @@ class Series:
     def rates(self) -> list[float]:
         """Amount per second of each round."""
         return [self.run.amount / seconds for seconds in self.seconds]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values, for the JSON."""
+        return {"seconds": self.seconds, "foreign_processors": self.foreign, **self.details}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +140,8 @@ class Result:
         What is asked of it, in words; empty: nothing, it is reported only.
     met : bool
         Whether it is so.
+    foreign : float
+        Processors that others kept busy meanwhile, on average over the rounds.
     """
 
     case: str
@@ -126,6 +152,7 @@ class Result:
     ratio: float
     bound: str = ""
     met: bool = True
+    foreign: float = 0.0
 
     def cells(self, *, judge: bool) -> tuple[str, ...]:
         """Return the line as texts: case, figure, baseline, ratio, bound and verdict."""
@@ -176,8 +203,8 @@ class Report:
             mine.ready(self._folder)
 
         self._benchmark.pedantic(mine.clocked, setup=before, teardown=mine.done, rounds=self.rounds)
-        self._benchmark.extra_info["ours"] = {"seconds": mine.seconds, **mine.details}
-        self._benchmark.extra_info["baseline"] = {"seconds": theirs.seconds, **theirs.details}
+        self._benchmark.extra_info["ours"] = mine.to_dict()
+        self._benchmark.extra_info["baseline"] = theirs.to_dict()
         return mine, theirs
 
     def compare(
@@ -189,7 +216,8 @@ class Report:
         bound = "" if at_least is None else f"≥ {at_least:g}"
         met = at_least is None or ratio >= at_least
         figures = median(mine.rates), median(theirs.rates)
-        self.add(Result(case, figures[0], unit, baseline.label, figures[1], ratio, bound, met))
+        foreign = fmean(mine.foreign + theirs.foreign)
+        self.add(Result(case, figures[0], unit, baseline.label, figures[1], ratio, bound, met, foreign))
         return mine, theirs
 
     def repeat(self, measure: Callable[[], None]) -> None:

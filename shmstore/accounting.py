@@ -55,6 +55,9 @@ def imbalances(instrument_id: str, rows_in_file: int, accounts: Iterable[Account
     found = []
     if committed != rows_in_file:
         found.append(f"{instrument_id!r} has {rows_in_file} rows in the file, but {committed} were committed")
+    open_rows = sum(account.taken - account.committed - account.quarantined for account in own)
+    if open_rows:
+        found.append(f"{open_rows} rows of {instrument_id!r} were taken from a ring and never committed")
     if lost:
         found.append(f"{lost} rows of {instrument_id!r} were sealed by a producer and are lost")
     return found

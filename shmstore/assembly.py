@@ -191,7 +191,7 @@ class InstrumentAssembly:
             (column, stream) for column in self._columns() for stream in column.streams if not stream.lazy
         ]
         if last:
-            chunks = [max(self._waiting_items[stream.path], 1) for _, stream in eager]
+            chunks = [max(self._waiting_items[stream.path] + stream.lead, 1) for _, stream in eager]
         else:
             largest = chunking.largest_bytes(len(eager))
             widest = max(stream.item_bytes for _, stream in eager)

@@ -49,7 +49,7 @@ class CodecPipeline:
     window_bytes
         Unencoded bytes that may be under way; one chunk always may.
     ready
-        Called from a codec thread whenever a chunk is encoded.
+        Called whenever a chunk is encoded, mostly from a codec thread.
 
     Attributes
     ----------

@@ -127,14 +127,27 @@ def test_whoever_waits_is_told_of_every_chunk(dataset: Dataset) -> None:
     pipeline.close()
 
 
-def test_the_memory_of_a_chunk_is_free_once_it_is_written(pipeline: CodecPipeline, dataset: Dataset) -> None:
+def test_the_memory_of_a_chunk_is_free_once_it_is_written(dataset: Dataset) -> None:
+    """Although the codec thread has not come to its end yet, and still holds on to its work."""
+    submitted, may_end = threading.Event(), threading.Event()
+
+    def encode(chunk: Chunk) -> tuple[Any, int]:
+        submitted.wait(10)
+        return chunk.data, RAW
+
+    def linger() -> None:
+        may_end.wait(10)
+
+    pipeline = CodecPipeline(1, 1 << 20, linger)
     memory = bytearray(CHUNK_BYTES)
-    for index in range(20):
-        body = memoryview(memory)
-        pipeline.submit(dataset, index, np.frombuffer(body, np.uint8), lambda chunk: (chunk.data, RAW))
-        pipeline.wait_for(index + 1)
-        body.release()  # BufferError while anything looks at it
-    memory.append(0)
+    pipeline.submit(dataset, 0, np.frombuffer(memory, np.uint8), encode)
+    submitted.set()
+    pipeline.drain()
+    try:
+        memory.append(0)  # BufferError while anything looks at it
+    finally:
+        may_end.set()
+        pipeline.close()
 
 
 def test_the_last_chunk_counts_only_the_items_it_has(

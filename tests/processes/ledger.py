@@ -79,8 +79,8 @@ def plain_rows(group: Any, stop: int | None = None, start: int = 0) -> Iterator[
         yield read
 
 
-def visible_rows(group: Any) -> int:
-    """Return how many rows a reader of a live file sees in all columns."""
+def visible_rows(group: Any, seen: int) -> int:
+    """Return how many rows a reader of a live file sees in all columns, ``seen`` of which it knows."""
     for column in SCHEMA.names:
         for dataset in group[column].values() if isinstance(group[column], h5py.Group) else [group[column]]:
             dataset.refresh()
@@ -88,8 +88,9 @@ def visible_rows(group: Any) -> int:
     rows = min(len(group[column]) for column in SCHEMA.names if column != "label")
     if not isinstance(label, h5py.Group):
         return min(rows, len(label))
-    offsets = label["OFFSETS"][: rows + 1]
-    return max(0, int(np.searchsorted(offsets, len(label["CHARS"]), side="right")) - 1)
+    offsets = label["OFFSETS"][seen : rows + 1]
+    whole = int(np.searchsorted(offsets, len(label["CHARS"]), side="right"))
+    return max(0, seen + whole - 1)
 
 
 def _labels(stored: Any, part: slice) -> pa.Array:

@@ -71,7 +71,7 @@ class Onlooker:
         return sum(self.seen)
 
     def _look_at(self, number: int, group: h5py.Group) -> None:
-        visible = visible_rows(group)
+        visible = visible_rows(group, self.seen[number])
         assert visible >= self.seen[number], "rows have gone"
         if visible == self.seen[number]:
             return
