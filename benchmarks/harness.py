@@ -9,7 +9,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Protocol
@@ -141,7 +141,7 @@ class Result:
     met : bool
         Whether it is so.
     foreign : float
-        Processors that others kept busy meanwhile, on average over the rounds.
+        Processors that others kept busy meanwhile, on average over the rounds; filled in by `Report.add`.
     """
 
     case: str
@@ -190,6 +190,7 @@ class Report:
         self._benchmark = benchmark
         self._folder = folder
         self._results = results
+        self._foreign: list[float] = []
         benchmark.extra_info["results"] = []
 
     def alternate(self, ours: Run, baseline: Run) -> tuple[Series, Series]:
@@ -203,6 +204,7 @@ class Report:
             mine.ready(self._folder)
 
         self._benchmark.pedantic(mine.clocked, setup=before, teardown=mine.done, rounds=self.rounds)
+        self._foreign = mine.foreign + theirs.foreign
         self._benchmark.extra_info["ours"] = mine.to_dict()
         self._benchmark.extra_info["baseline"] = theirs.to_dict()
         return mine, theirs
@@ -216,15 +218,21 @@ class Report:
         bound = "" if at_least is None else f"≥ {at_least:g}"
         met = at_least is None or ratio >= at_least
         figures = median(mine.rates), median(theirs.rates)
-        foreign = fmean(mine.foreign + theirs.foreign)
-        self.add(Result(case, figures[0], unit, baseline.label, figures[1], ratio, bound, met, foreign))
+        self.add(Result(case, figures[0], unit, baseline.label, figures[1], ratio, bound, met))
         return mine, theirs
 
     def repeat(self, measure: Callable[[], None]) -> None:
         """Run something that takes its own times, once a round."""
-        self._benchmark.pedantic(measure, rounds=self.rounds)
+
+        def clocked() -> None:
+            foreign, began = _foreign_cpu_s(), time.perf_counter()
+            measure()
+            self._foreign.append(max(0.0, (_foreign_cpu_s() - foreign) / (time.perf_counter() - began)))
+
+        self._benchmark.pedantic(clocked, rounds=self.rounds)
 
     def add(self, result: Result) -> None:
         """Report a line."""
+        result = replace(result, foreign=fmean(self._foreign))
         self._results.append(result)
         self._benchmark.extra_info["results"].append(asdict(result))

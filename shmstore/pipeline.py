@@ -80,7 +80,7 @@ class CodecPipeline:
         """Take a whole chunk in; while the window is full, waits for earlier ones and writes them.
 
         Nothing is written before: a write of 1 MiB empties the processor's caches of everything else, and
-        chunks taken in one after the other, then written one after the other, cost a quarter less besides the
+        chunks taken in one after the other, then written one after the other, cost an eighth less besides the
         writes themselves than each at its turn.
 
         Parameters
