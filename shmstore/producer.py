@@ -154,7 +154,7 @@ class Producer:
         if self._loaned:
             raise ShmStoreError(f"a loan of {self.instrument_id!r} is open: leave its block before put()")
         try:
-            declared = self._check_batch(batch)
+            declared, batch = self._check_batch(batch)
             sizes = list(self._cut(batch, declared, ring))
         except ShmStoreError:
             ring.count_rejected(batch.num_rows)
@@ -171,7 +171,8 @@ class Producer:
             sequence = self._seal(Kind.IPC, size, part.num_rows, declared.schema_id, skip)
         return sequence
 
-    def _check_batch(self, batch: pa.RecordBatch) -> _Declared:
+    def _check_batch(self, batch: pa.RecordBatch) -> tuple[_Declared, pa.RecordBatch]:
+        """Refuse what does not fit; return what the batch follows, and the batch under exactly that."""
         declared = self._declared or self._declare(batch.schema)
         if batch.schema is not declared.schema and not batch.schema.equals(declared.schema):
             difference = first_difference(declared.schema, batch.schema)
@@ -180,9 +181,11 @@ class Producer:
                     f"a batch for {self.instrument_id!r} has another schema: {difference}; cast it, or "
                     "use another instrument id"
                 )
+            # Metadata may differ, or a column be declared free of nulls here: the same columns all the same.
+            batch = pa.RecordBatch.from_arrays(batch.columns, schema=declared.schema)
         for index in declared.checked:
             check(declared.layout.columns[index], batch.column(index))
-        return declared
+        return declared, batch
 
     def _cut(
         self, batch: pa.RecordBatch, declared: _Declared, ring: Ring
@@ -276,6 +279,8 @@ class Producer:
         body = ring.reserve(size)
         if body is not None:
             return body
+        # A killed writer cannot say that it is gone, and nothing may be dropped or waited for in its name.
+        self._check_alive(rows, ask_kernel=True)
         policy = self._config.on_full
         if policy == "drop_newest" and may_drop:
             ring.count_dropped(rows)
@@ -287,9 +292,8 @@ class Producer:
         try:
             while True:
                 ring.set_waiting(True)
-                body = ring.reserve(
-                    size
-                )  # once more: the writer may have released before it saw that we wait
+                # Once more: the writer may have released before it saw that we wait.
+                body = ring.reserve(size)
                 if body is not None:
                     return body
                 left = _LOOK_S if deadline is None else min(_LOOK_S, deadline - time.monotonic())
@@ -301,7 +305,7 @@ class Producer:
                         "enlarge ring_bytes, use a faster codec, or choose on_full='drop_newest'"
                     )
                 if not queue.wait_for_space(left):
-                    self._check_alive(rows)
+                    self._check_alive(rows, ask_kernel=True)
         finally:
             ring.set_waiting(False)
             self._wait_ns += time.monotonic_ns() - began
@@ -331,16 +335,16 @@ class Producer:
         ring.count_refused(rows)
         self._raise_end()
 
-    def _check_alive(self, rejected_rows: int = 0) -> None:
+    def _check_alive(self, rows: int = 0, *, ask_kernel: bool = False) -> None:
+        """Raise unless the recording takes batches; ``rows`` are then counted as rejected."""
         if self._ended is not None:
             raise ClosedError(
                 f"this producer of {self.instrument_id!r} was closed: make a new one with storage.producer()"
             )
         attachment = self._attach()
-        # While waiting (``rejected_rows``), the kernel is asked too: a killed writer cannot say so.
-        if attachment.session.recording and (not rejected_rows or attachment.session.writer_lives):
+        if attachment.session.recording and (not ask_kernel or attachment.session.writer_lives):
             return
-        attachment.ring.count_rejected(rejected_rows)
+        attachment.ring.count_rejected(rows)
         self._raise_end()
 
     def _raise_end(self) -> None:

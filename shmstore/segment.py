@@ -169,9 +169,17 @@ def _amount(size: int) -> str:
 
 
 def _left(path: Path) -> int:
-    """Return the bytes that are free where ``path`` lies."""
+    """Return the bytes that can be had where ``path`` lies.
+
+    A tmpfs may be as large as the memory behind it, or larger: what it calls free need not be there.
+    """
     filesystem = os.statvfs(path.parent)
-    return filesystem.f_bavail * filesystem.f_frsize
+    memory = 0
+    for line in Path("/proc/meminfo").read_text().splitlines():  # proc(5): "MemAvailable:   123 kB"
+        name, _, amount = line.partition(":")
+        if name in {"MemAvailable", "SwapFree"}:
+            memory += int(amount.split()[0]) * 1024
+    return min(filesystem.f_bavail * filesystem.f_frsize, memory)
 
 
 def _enlarge(path: Path) -> str:

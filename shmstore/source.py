@@ -85,8 +85,7 @@ class Source:
     def give_up(self) -> int:
         """Take nothing more: what the ring holds cannot be told from rubbish. Returns the rows lost."""
         self._broken = True
-        self.account.lost = max(0, self.ring.sealed_rows - self.account.taken)
-        return self.account.lost
+        return self.settle_account().lost
 
     def hold(self, slot: Slot, ticket: Ticket | None) -> None:
         """Keep a slot borrowed until its ticket is due; ``None``: it was quarantined and is due at once."""
@@ -131,6 +130,10 @@ class Source:
         account = self.account
         account.dropped = self.ring.dropped_rows + self._dropped_by_abort
         account.rejected = self.ring.rejected_rows
+        if (
+            self._broken
+        ):  # what was sealed since it was given up is lost too, whether the producer lives or not
+            account.lost = max(0, self.ring.sealed_rows - account.taken)
         return account
 
     def close_account(self, *, aborted: bool) -> None:
@@ -140,6 +143,8 @@ class Source:
         """
         lives = self.ring.producer_lives  # asked first: the counts of one that is gone are its last
         left = max(0, self.ring.sealed_rows - self.account.taken)
+        if self._broken:
+            return
         if aborted:
             self._dropped_by_abort = left
         elif not lives:

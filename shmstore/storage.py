@@ -351,7 +351,7 @@ def _finish_forgotten(process: subprocess.Popen[bytes], session: Session) -> Non
 
 def _end_process(process: subprocess.Popen[bytes] | None) -> None:
     """Wait for the writer to exit; it has been told to. Kill it when it does not."""
-    if process is None:
+    if process is None or process.poll() is not None:
         return
     # Popen.wait() with a timeout looks every 50 ms; the kernel tells at once.
     with contextlib.suppress(ProcessLookupError):  # the watching thread has seen it end already

@@ -35,7 +35,7 @@ class ChunkAssembler:
     pipeline
         Takes whole chunks.
     encode
-        The stream's encoder; ``None`` stores chunks as they are.
+        The stream's encoder; ``None`` leaves chunks to the filters that HDF5 itself runs, if there are any.
 
     Attributes
     ----------
@@ -58,9 +58,8 @@ class ChunkAssembler:
         self._item_bytes = stream.item_bytes
         self._chunk_items = dataset.chunk_items
         self._buffers = itertools.cycle([list(pair) for pair in zip(buffers, (0, 0), strict=True)])
-        self._tail: list[Any] = next(
-            self._buffers
-        )  # the buffer, and the ticket of the chunk last taken from it
+        # The buffer, and the ticket of the chunk last taken from it.
+        self._tail: list[Any] = next(self._buffers)
         self._filled = 0
         self._chunk = 0
         self._tail_since = 0.0

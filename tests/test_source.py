@@ -172,6 +172,22 @@ def test_a_damaged_ring_costs_what_was_not_taken(source: Source, producer: Ring)
     assert (account.committed, account.lost, account.to_dict()["accepted"]) == (10, 20, 30)
 
 
+@pytest.mark.parametrize("aborted", [False, True])
+def test_what_a_living_producer_adds_to_a_damaged_ring_is_lost_too(
+    source: Source, producer: Ring, aborted: bool
+) -> None:
+    assert producer.claim(1)
+    seal(producer, 10)
+    producer.segment.view[4096 + 20] ^= 1
+    with pytest.raises(BrokenError, match="damaged"):
+        source.take()
+    assert source.give_up() == 10
+    seal(producer, 7)
+    source.close_account(aborted=aborted)
+    account = source.settle_account()
+    assert (account.lost, account.dropped, account.to_dict()["accepted"]) == (17, 0, 17)
+
+
 def test_the_producers_own_counts_join_the_account(source: Source, producer: Ring) -> None:
     producer.count_dropped(4)
     producer.count_rejected(6)
