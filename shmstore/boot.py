@@ -17,7 +17,7 @@ import numpy as np
 from shmstore.config import StorageConfig
 from shmstore.control import Message, error_reply
 from shmstore.dataset import RecordingFile
-from shmstore.errors import ShmStoreError, StorageError
+from shmstore.errors import ShmStoreError, StorageError, storage_error
 from shmstore.session import Session, State
 from shmstore.writer import Writer
 
@@ -44,24 +44,31 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: writer.stop())
     session.state = State.RECORDING
     _answer(boot["ready_fd"], {"path": str(file.path)})
+    code = 0
     try:
         writer.run()
-    except BaseException as error:
-        reply = (
-            error_reply(error)
-            if isinstance(error, Exception)
-            else {"error": "BrokenError", "message": repr(error)}
-        )
-        session.fail(reply["error"], f"the writer failed: {reply['message']}")
-        expected = isinstance(error, (ShmStoreError, OSError))
-        log.error("the writer failed: %s", error, exc_info=not expected)
-        sys.exit(1)
-    if writer.owner_gone:
+    except BaseException as error:  # noqa: BLE001 (nothing is hidden: it is latched for every caller)
+        _report_failure(session, file, error)
+        code = 1
+    if writer.owner_gone and not code:
         session.remove()
     sys.stderr.flush()
-    # Nothing is left to do but for the interpreter to take itself apart, and the owner waits for this
-    # process.
-    os._exit(0)
+    # Not through the interpreter's own end: it would take its time, which the owner waits for, and after a
+    # failure it would close the file and so publish extents whose rows were never written.
+    os._exit(code)
+
+
+def _report_failure(session: Session, file: RecordingFile, error: BaseException) -> None:
+    """Latch what went wrong, for whoever puts, flushes or closes next."""
+    if isinstance(error, OSError) and not isinstance(error, ShmStoreError):
+        error = storage_error(error, "write the recording", file.path)  # HDF5's own text has many lines
+    reason = " ".join(str(error).split()) if isinstance(error, ShmStoreError) else repr(error)
+    if isinstance(error, StorageError):
+        reason = error.strerror or reason  # the number and the path travel beside it
+    text = f"the writer failed: {reason}"
+    log.error(text, exc_info=None if isinstance(error, ShmStoreError) else error)
+    kind = type(error).__name__ if isinstance(error, ShmStoreError) else "BrokenError"
+    session.fail(kind, text, error.errno if isinstance(error, StorageError) else None)
 
 
 def _create_file(config: StorageConfig, application: str) -> RecordingFile:

@@ -79,6 +79,7 @@ _ADVICE = {
     errno.ENOENT: "create the folder first, or check its name",
     errno.EEXIST: "it exists already and is never overwritten: choose another name",
     errno.EMFILE: "too many open files: raise the limit with `ulimit -n`",
+    errno.EFBIG: "the file may not grow further: raise the limit with `ulimit -f`, or use another filesystem",
     errno.EIO: "the device reported an input/output error: check the disk",
 }
 
@@ -104,6 +105,7 @@ def storage_error(error: OSError, doing: str, path: object, advice: str | None =
     cannot create the recording: Permission denied: check the permissions of the folder, or choose another one
     """
     code = error.errno or errno.EIO
-    reason = error.strerror or str(error)
+    # HDF5 puts a report of many lines where the system's own words would stand.
+    reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
     advice = advice or _ADVICE.get(code, "see the system's error above")
     return StorageError(code, f"cannot {doing}: {reason}: {advice}", os.fspath(path) if path else None)  # type: ignore[call-overload]

@@ -146,25 +146,25 @@ class Session:
         self._words[_W_WRITER] = os.getpid()
         self._page.try_lock(_WRITER_LOCK)
 
-    def fail(self, kind: str, message: str) -> None:
+    def fail(self, kind: str, message: str, errno: int | None = None) -> None:
         """Latch a failure: from now on every `put`, `flush` and `close` raises it. The first one stays."""
         if self.state == State.BROKEN:
             return
         # At most 6 bytes a character: it fits the page whole, whatever the message holds.
-        text = json.dumps([kind, message[:600]], ensure_ascii=False).encode("utf-8", "replace")
+        text = json.dumps([kind, message[:600], errno], ensure_ascii=False).encode("utf-8", "replace")
         self._page.view[_FAILURE_AT : _FAILURE_AT + len(text)] = text
         self._words[_W_FAILURE_LENGTH] = len(text)
         self._words[_W_FAILURE_CRC] = zlib.crc32(text)
         self.state = State.BROKEN
 
-    def failure(self) -> tuple[str, str]:
-        """Return the latched failure: the name of its class and its message."""
+    def failure(self) -> tuple[str, str, int | None]:
+        """Return the latched failure: the name of its class, its message, and the system's error number."""
         length = min(self._words[_W_FAILURE_LENGTH], _PAGE_BYTES - _FAILURE_AT)
         text = bytes(self._page.view[_FAILURE_AT : _FAILURE_AT + length])
         if not text or zlib.crc32(text) != self._words[_W_FAILURE_CRC]:
-            return "BrokenError", "the writer failed and could not say why"
-        kind, message = json.loads(text)
-        return str(kind), str(message)
+            return "BrokenError", "the writer failed and could not say why", None
+        kind, message, errno = json.loads(text)
+        return str(kind), str(message), errno
 
     # -- names -----------------------------------------------------------------------------------------------
 

@@ -70,7 +70,7 @@ def test_what_one_process_writes_on_the_page_another_reads(shared_folder: Path, 
         "session.state = State.RECORDING",
         "say(session.owner_pid, session.owner_lives)",
         "wait()",
-        "session.fail('StorageError', 'the disk is gone')",
+        "session.fail('StorageError', 'the disk is gone', 28)",
         "say('failed')",
         "wait()",
     ) as child:
@@ -80,7 +80,7 @@ def test_what_one_process_writes_on_the_page_another_reads(shared_folder: Path, 
         child.tell()
         assert child.hear() == "failed"
         assert (owner.state, owner.recording) == (State.BROKEN, False)
-        assert owner.failure() == ("StorageError", "the disk is gone")
+        assert owner.failure() == ("StorageError", "the disk is gone", 28)
         child.end(signal.SIGKILL)
         assert not owner.writer_lives
     owner.close()
@@ -115,7 +115,7 @@ def test_the_first_failure_stays(shared_folder: Path) -> None:
     session = Session.create(shared_folder, "run")
     session.fail("StorageError", "first")
     session.fail("BrokenError", "second")
-    assert session.failure() == ("StorageError", "first")
+    assert session.failure() == ("StorageError", "first", None)
     session.close()
 
 
@@ -123,7 +123,7 @@ def test_the_first_failure_stays(shared_folder: Path) -> None:
 def test_a_failure_of_any_length_and_language_can_be_read(shared_folder: Path, character: str) -> None:
     session = Session.create(shared_folder, "run")
     session.fail("StorageError", character * 10_000)
-    kind, message = session.failure()
+    kind, message, _ = session.failure()
     assert kind == "StorageError"
     assert len(message) >= 300
     assert set(message) == {character} or character == "\udcff"
@@ -132,7 +132,7 @@ def test_a_failure_of_any_length_and_language_can_be_read(shared_folder: Path, c
 
 def test_a_failure_half_written_is_not_read(shared_folder: Path, folder: Path) -> None:
     session = Session.create(shared_folder, "run")
-    assert session.failure() == ("BrokenError", "the writer failed and could not say why")
+    assert session.failure() == ("BrokenError", "the writer failed and could not say why", None)
     session.fail("StorageError", "the disk is gone")
     page = Segment.attach(folder / "page")
     page.view[70] ^= 1
