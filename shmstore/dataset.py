@@ -88,7 +88,7 @@ class Dataset:
     def id(self) -> h5d.DatasetID:
         """The low-level handle, reopened if the file was."""
         if self._opened != self._file.generation:
-            self._id = self._file.open_dataset(self.path)
+            self._id = self._file.open_dataset(self.path, cached=self._stream.variable)
             self._opened = self._file.generation
         return self._id
 
@@ -317,25 +317,14 @@ class RecordingFile:
         elif "_json_keys" in attributes:
             del attributes["_json_keys"]
 
-    def set_attributes(self, path: str, values: Mapping[str, Any]) -> None:
-        """Set attributes of our own; within :meth:`structure`."""
-        for key, value in values.items():
-            self._file[path].attrs[key] = value
-
     # -- rows ------------------------------------------------------------------------------------------------
 
-    def open_dataset(self, path: str) -> h5d.DatasetID:
-        """Open a dataset by path, without a chunk cache unless its items are of variable length."""
+    def open_dataset(self, path: str, *, cached: bool) -> h5d.DatasetID:
+        """Open a dataset by path; a chunk cache is of use only where HDF5 itself places the items."""
         access = h5p.create(h5p.DATASET_ACCESS)
-        if not self._is_variable(path):
+        if not cached:
             access.set_chunk_cache(0, 0, 1.0)
         return h5d.open(self._file.id, path.encode(), access)
-
-    def _is_variable(self, path: str) -> bool:
-        return h5py.check_vlen_dtype(self._file[path].dtype) is not None or (
-            h5py.check_string_dtype(self._file[path].dtype) is not None
-            and h5py.check_string_dtype(self._file[path].dtype).length is None
-        )
 
     def flush(self) -> None:
         """Publish to readers what was written; libhdf5 does not fsync."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,9 +24,9 @@ import pyarrow as pa
 
 from shmstore.errors import ConfigError, IncompleteFileError, UnsupportedTypeError
 from shmstore.names import RESERVED_COLUMNS, link_name
+from shmstore.settings import fixed_string_bytes
 
 LAYOUT_VERSION = 1
-_FIXED = re.compile(r"fixed:([1-9][0-9]{0,5})")
 #: Earliest representable moment, which numpy calls NaT: the fill value of temporal columns.
 _NAT = {4: -(2**31), 8: -(2**63)}
 
@@ -231,10 +230,10 @@ def is_blob(type_: pa.DataType) -> bool:
 
 def fixed_width(encoding: str) -> int:
     """Return N of ``"fixed:N"``."""
-    found = _FIXED.fullmatch(encoding)
-    if not found:
+    width = fixed_string_bytes(encoding)
+    if not width:
         raise ConfigError(f"strings={encoding!r} is none of 'vlen', 'packed' and 'fixed:N' with N bytes")
-    return int(found[1])
+    return width
 
 
 def _plan_column(index: int, item: pa.Field, path: str, strings: str) -> Column:

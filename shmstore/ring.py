@@ -402,7 +402,7 @@ class Ring:
                 if not self._borrowed:
                     self._consumer[_C_TAIL] = end
                 continue
-            used = end - self._consumer[_C_TAIL]
+            used = self.used  # with what is sealed beyond this slot
             if used > self._consumer[_C_HIGH_WATER]:
                 self._consumer[_C_HIGH_WATER] = used
             self._borrowed += 1

@@ -85,6 +85,15 @@ def test_a_slot_comes_out_as_it_went_in(ring: Ring) -> None:
     assert (ring.used, ring.high_water) == (0, 192)
 
 
+def test_the_highest_use_counts_what_was_not_borrowed_yet(ring: Ring) -> None:
+    for _ in range(3):
+        seal(ring, 64)
+    slot = take(ring)
+    assert ring.high_water == ring.used == 3 * 128
+    ring.release(slot)
+    assert (ring.used, ring.high_water) == (2 * 128, 3 * 128)
+
+
 def test_bodies_are_aligned_and_rows_and_sequences_count_up(ring: Ring) -> None:
     for length in (0, 1, 63, 64, 65):
         seal(ring, length, rows=length)
