@@ -31,6 +31,9 @@ FORMAT_VERSION = "1.0"
 # v110: superblock 3 and extensible-array chunk indexes, hence SWMR and O(1) appends; HDF5 1.10 and newer can
 # read it.
 _LIBVER = ("v110", "v110")
+#: Large chunks begin on a page of the file: a copy into whole pages takes a twelfth less. What that leaves
+#: between compressed ones is below 1 % of them.
+_ALIGNMENT = {"alignment_threshold": 256 * 1024, "alignment_interval": 4096}
 _FILTER_OPTIONAL = 1
 #: Rows of a variable-length column in one chunk: 64 KiB of references.
 _VARIABLE_CHUNK_ITEMS = 4096
@@ -198,7 +201,7 @@ class RecordingFile:
         try:
             # h5py's own message for a folder that is missing or read-only is long and carries no advice.
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
-            file = h5py.File(path, "w", libver=_LIBVER, track_order=True)
+            file = h5py.File(path, "w", libver=_LIBVER, track_order=True, **_ALIGNMENT)
         except OSError as error:
             raise storage_error(error, "create the recording", path) from None
         for name, value in attributes.items():
@@ -374,7 +377,7 @@ class RecordingFile:
         self._file.close()
         # Without HDF5's file lock: a reader that opens the file in this moment holds it briefly, and must not
         # stop us. That nobody else writes is settled already, by creating the file exclusively.
-        self._file = h5py.File(self.path, "r+", libver=_LIBVER, locking=False)
+        self._file = h5py.File(self.path, "r+", libver=_LIBVER, locking=False, **_ALIGNMENT)
         self.generation += 1
 
     def _start_swmr(self) -> None:
