@@ -36,12 +36,22 @@ class Recording:
         Folder of the file.
     per_batch
         What one batch counts in the case's unit.
+    label
+        Its name in the report, where shmstore is held against itself.
     **options
         Fields of `shmstore.StorageConfig`.
     """
 
-    def __init__(self, stream: Stream, batches: int, output: Path, per_batch: float, **options: Any) -> None:
-        self.label = "shmstore"
+    def __init__(
+        self,
+        stream: Stream,
+        batches: int,
+        output: Path,
+        per_batch: float,
+        label: str = "shmstore",
+        **options: Any,
+    ) -> None:
+        self.label = label
         self.amount = batches * per_batch
         self.touches = batches * batch_bytes(stream)
         self._stream = stream

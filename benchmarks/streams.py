@@ -127,6 +127,128 @@ class Telemetry:
         ]
 
 
+@dataclass(frozen=True, slots=True)
+class Words:
+    """One column of short strings as they come from logs: a word of 5–12 letters, half with a number behind.
+
+    The words are 1,000 made-up ones, the numbers have up to 8 digits: 5 to 20 bytes, 11 on average.
+
+    Attributes
+    ----------
+    rows : int
+        Rows of a batch.
+    distinct : int
+        Distinct batches.
+    """
+
+    rows: int = 10_000
+    distinct: int = 32
+
+    @property
+    def schema(self) -> pa.Schema:
+        """One column ``word``."""
+        return pa.schema([("word", pa.string())])
+
+    def batches(self) -> list[pa.RecordBatch]:
+        """Make the batches."""
+        rng = np.random.default_rng(0)
+        known = labels(1000)
+        made = []
+        for _ in range(self.distinct):
+            picked = rng.integers(len(known), size=self.rows).tolist()
+            numbers = (10 ** rng.uniform(0, 8, self.rows)).astype(np.int64).tolist()
+            bare = rng.integers(2, size=self.rows).tolist()
+            words = [
+                known[word] if alone else f"{known[word]}{number}"
+                for word, number, alone in zip(picked, numbers, bare, strict=True)
+            ]
+            made.append(pa.record_batch([pa.array(words, pa.string())], schema=self.schema))
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """Energies of hits (exponential, float32): for each event a list of 0–20, or all in a flat column.
+
+    Attributes
+    ----------
+    flat : bool
+        Whether the events' boundaries are left out: the same values in as many batches.
+    events : int
+        Events of a batch, a multiple of 21: as many of each length, so that all batches have one size.
+    distinct : int
+        Distinct batches.
+    """
+
+    flat: bool = False
+    events: int = 25_200
+    distinct: int = 32
+
+    @property
+    def schema(self) -> pa.Schema:
+        """One column ``energy``."""
+        return pa.schema([("energy", pa.float32() if self.flat else pa.list_(pa.float32()))])
+
+    def batches(self) -> list[pa.RecordBatch]:
+        """Make the batches."""
+        rng = np.random.default_rng(0)
+        made = []
+        for _ in range(self.distinct):
+            ends = rng.permutation(np.arange(self.events) % 21).cumsum()
+            column = pa.array(rng.exponential(1000.0, ends[-1]).astype(np.float32))
+            if not self.flat:
+                offsets = np.concatenate(([0], ends)).astype(np.int32)
+                column = pa.ListArray.from_arrays(pa.array(offsets), column)
+            made.append(pa.record_batch([column], schema=self.schema))
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """One column that names one of 1,000 labels in each row: as a dictionary column, or its codes alone.
+
+    Attributes
+    ----------
+    codes : bool
+        Whether the labels are left out: an int32 column.
+    rows : int
+        Rows of a batch.
+    distinct : int
+        Distinct batches, all with the same dictionary.
+    """
+
+    codes: bool = False
+    rows: int = 100_000
+    distinct: int = 32
+
+    @property
+    def schema(self) -> pa.Schema:
+        """One column ``label``."""
+        return pa.schema([("label", pa.int32() if self.codes else pa.dictionary(pa.int32(), pa.string()))])
+
+    def batches(self) -> list[pa.RecordBatch]:
+        """Make the batches."""
+        rng = np.random.default_rng(0)
+        known = pa.array(labels(1000))
+        made = []
+        for _ in range(self.distinct):
+            column = pa.array(rng.integers(len(known), size=self.rows, dtype=np.int32))
+            if not self.codes:
+                column = pa.DictionaryArray.from_arrays(column, known)
+            made.append(pa.record_batch([column], schema=self.schema))
+        return made
+
+
+def labels(count: int) -> list[str]:
+    """Return so many different words of 5 to 12 letters, the same each time."""
+    rng = np.random.default_rng(1)
+    words: dict[str, None] = {}
+    while len(words) < count:
+        letters = rng.integers(ord("a"), ord("z") + 1, size=rng.integers(5, 13), dtype=np.uint8)
+        words[letters.tobytes().decode()] = None
+    return list(words)
+
+
 def columns(batch: pa.RecordBatch) -> dict[str, npt.NDArray[Any]]:
     """Return a batch's columns as numpy arrays over its own memory."""
     return {
@@ -137,4 +259,4 @@ def columns(batch: pa.RecordBatch) -> dict[str, npt.NDArray[Any]]:
 
 def batch_bytes(stream: Stream) -> int:
     """Return the bytes of one batch's columns."""
-    return sum(array.nbytes for array in columns(stream.batches()[0]).values())
+    return int(stream.batches()[0].nbytes)

@@ -9,9 +9,10 @@ Here rows of Arrow meet datasets; rings, producers and the writer's loop are not
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,17 +20,26 @@ import numpy as np
 import pyarrow as pa
 
 from shmstore import chunking
-from shmstore.codec import Codec
+from shmstore.buffers import Items
 from shmstore.config import ResolvedInstrument
 from shmstore.dataset import RecordingFile
-from shmstore.encoding import Items, encode
-from shmstore.layout import Column, Layout, Stream, plan
+from shmstore.dictionaries import Dictionaries
+from shmstore.encoding import Intake, dictionary_nodes, encode
+from shmstore.errors import BrokenError, InvalidValueError
+from shmstore.evolution import Evolution, PastSchema, history_to_json
+from shmstore.layout import ROWS, Column, Layout, Node, Stream
+from shmstore.nulls import nulls
+from shmstore.physical import physical_type
 from shmstore.pipeline import CodecPipeline
+from shmstore.planning import plan
 from shmstore.schema import to_json
+from shmstore.schemabytes import to_bytes
 from shmstore.streams import ChunkAssembler, VariableAssembler
 from shmstore.tails import Tails
 
 _VALIDITY_CHUNK_ITEMS = 4096
+#: Rows of nulls given to a new column at a time.
+_FILL_ROWS = 65536
 
 
 @dataclass(slots=True)
@@ -89,12 +99,26 @@ class InstrumentAssembly:
         self._streams: dict[str, ChunkAssembler | VariableAssembler] = {}
         self._eager: list[tuple[str, ChunkAssembler | VariableAssembler]] = []
         self._lazy: list[Stream] = []
-        self._waiting: list[tuple[dict[str, Items], int, Ticket]] = []
+        #: What codes need to be understood; published with every commit, as far as it is new.
+        self._labels: list[ChunkAssembler | VariableAssembler] = []
+        self._waiting: list[tuple[Intake, Ticket]] = []
         self._waiting_since = 0.0
         self._waiting_items: Counter[str] = Counter()
+        #: Items taken in by space, those that wait included; and of these the ones distributed.
+        self._taken: defaultdict[str, int] = defaultdict(int)
+        self._distributed: defaultdict[str, int] = defaultdict(int)
+        self._dictionaries: dict[str, Dictionaries] = {}
+        self._history: list[PastSchema] = []
 
-    def declare(self, schema: pa.Schema) -> Layout:
+    def declare(self, schema: pa.Schema, image: bytes | None = None) -> Layout:
         """Fix the schema and write it down; rows can come.
+
+        Parameters
+        ----------
+        schema
+            The schema.
+        image
+            Its bytes as the producer made them, who may know more of its extension types than this process.
 
         Raises
         ------
@@ -106,14 +130,104 @@ class InstrumentAssembly:
         layout = plan(schema, lambda name: self.config.column(name).strings)
         self.config.require_columns(schema.names)
         with self._file.structure():
-            self._file.create_document(f"{self.link}/schema", to_json(schema))
-            self._file.create_bytes(f"{self.link}/_arrow/schema", schema.serialize().to_pybytes())
-            self._file.create_document(f"{self.link}/_arrow/layout", layout.to_json())
-            for column in layout.columns:
-                if column.is_group:
-                    self._file.create_group(f"{self.link}/{column.path}", column.attributes)
+            self._write_documents(layout, image)
+            self._create_groups(layout.columns)
+        self._know(layout.columns)
         self.layout = layout
         return layout
+
+    def evolve(self, evolution: Evolution) -> None:
+        """Go on under another schema: new columns are null so far, widened ones are copied.
+
+        Takes as long as it takes to write these columns; what was recorded is not read but for widened ones.
+        """
+        if self.layout is None:
+            raise BrokenError(f"{self.link!r} has no schema yet")
+        self.settle()
+        before, self.layout = (
+            self.layout,
+            plan(evolution.schema, lambda name: self.config.column(name).strings),
+        )
+        self._history.append(PastSchema.of(self.rows, before.schema))
+        added = [self.layout.columns[index] for index in evolution.added]
+        self._know(added)
+        with self._file.structure():
+            self._create_groups(added)
+        self._make_streams(
+            [(column, stream, self._like_others(column, stream)) for column, stream in _eager(added)]
+        )
+        self._list_streams()
+        self._fill_up(added)
+        copies = [
+            (index, self._widened(before.columns[index], self.layout.columns[index]))
+            for index in evolution.widened
+        ]
+        self._pipeline.drain()
+        self.publish_variable()
+        self.publish_tails()
+        self._file.flush()
+        # Only now, when the columns are whole, may readers learn of them.
+        with self._file.structure():
+            for index, copy in copies:
+                path = self.layout.columns[index].path
+                self._file.replace(copy.dataset, f"{self.link}/{path}")
+                self._streams[path] = copy
+            self._file.create_document(f"{self.link}/_arrow/history", history_to_json(self._history))
+            self._write_documents(self.layout)
+        self._list_streams()
+
+    def _widened(self, before: Column, after: Column) -> ChunkAssembler:
+        """Copy what a column has so far into a dataset of its new type, beside the old one."""
+        stream = after.node.streams[0]
+        old = self._streams[before.path]
+        old.publish()
+        self._pipeline.drain()
+        beside = dataclasses.replace(stream, path=f"_arrow/widened/{after.index}")
+        self._make_streams([(after, beside, old.dataset.chunk_items)])
+        copy = self._streams.pop(beside.path)
+        if not isinstance(copy, ChunkAssembler):
+            raise BrokenError(f"{after.path!r} cannot be widened")
+        for start in range(0, old.total, old.dataset.chunk_items):
+            items = old.dataset.read(start, min(start + old.dataset.chunk_items, old.total))
+            copy.append(np.ascontiguousarray(items.astype(stream.numpy_dtype)))
+        copy.publish()
+        return copy
+
+    def _fill_up(self, added: list[Column]) -> None:
+        """Give new columns nulls for all rows so far."""
+        layout = self.layout
+        if layout is None or not added:
+            return
+        eager = [(stream.path, self._streams[stream.path]) for _, stream in _eager(added)]
+        lazy = [stream for column in added for stream in column.streams if stream.lazy]
+        rows = self.rows
+        self._taken[""] = self._distributed[""] = 0
+        for start in range(0, rows, _FILL_ROWS):
+            count = min(_FILL_ROWS, rows - start)
+            intake = Intake(count, self._taken, self._dictionaries)
+            for column in added:
+                type_ = physical_type(layout.schema.field(column.index).type)
+                encode(column.node, nulls(count, type_), intake)
+            _add(self._taken, intake.counts)
+            intake.accept()
+            self._distribute(intake, eager, lazy)
+            self._pipeline.write_ready()
+
+    def _write_documents(self, layout: Layout, image: bytes | None = None) -> None:
+        self._file.create_document(f"{self.link}/schema", to_json(layout.schema))
+        self._file.create_bytes(f"{self.link}/_arrow/schema", image or to_bytes(layout.schema))
+        self._file.create_document(f"{self.link}/_arrow/layout", layout.to_json())
+        self._file.set_columns(self.link, [column.path for column in layout.columns])
+
+    def _create_groups(self, columns: Iterable[Column]) -> None:
+        for column in columns:
+            for node in column.node.walk():
+                if node.is_group:
+                    self._file.create_group(f"{self.link}/{node.path}", node.attributes)
+
+    def _know(self, columns: Iterable[Column]) -> None:
+        for column in columns:
+            self._dictionaries.update({node.path: Dictionaries() for node in dictionary_nodes(column)})
 
     # -- rows in ---------------------------------------------------------------------------------------------
 
@@ -125,27 +239,37 @@ class InstrumentAssembly:
         InvalidValueError
             A value does not fit its column; nothing of the batch was taken.
         """
-        items: dict[str, Items] = {}
+        intake = Intake(batch.num_rows, self._taken, self._dictionaries)
         for column in self._columns():
-            before = self._chars_before(column) if column.encoding == "packed" else 0
-            for role, values in encode(column, batch.column(column.index), before).items():
-                items[column.stream(role).path] = values
-        return self._take(items, batch.num_rows)
+            values = nulls(batch.num_rows, pa.null()) if column is ROWS else batch.column(column.index)
+            try:
+                encode(column.node, values, intake)
+            except pa.ArrowException as error:  # some of Arrow's functions do not know all of its types
+                reason = " ".join(str(error).split())
+                raise InvalidValueError(f"column {column.name!r} cannot be stored: {reason}") from None
+        return self._take(intake)
 
     def append_plain(self, arrays: Iterator[tuple[Column, Items]], rows: int) -> Ticket:
         """Take in arrays without nulls, one a column, as `loan` leaves them."""
-        return self._take({column.streams[0].path: values for column, values in arrays}, rows)
+        intake = Intake(rows, self._taken)
+        intake.items = {column.path: values for column, values in arrays} or {
+            ROWS.path: np.zeros(rows, np.bool_)
+        }
+        return self._take(intake)
 
-    def _take(self, items: dict[str, Items], rows: int) -> Ticket:
+    def _take(self, intake: Intake) -> Ticket:
         ticket = Ticket()
+        items = intake.items
         self.bytes_in += sum(values.nbytes for values in items.values())
-        if self._streams or not self._columns():
-            self._distribute(items, self.rows, rows)
+        _add(self._taken, intake.counts)
+        intake.accept()
+        if self._streams:
+            self._distribute(intake)
             ticket.chunks = self._pipeline.submitted
         else:
             if not self._waiting:
                 self._waiting_since = time.monotonic()
-            self._waiting.append((items, rows, ticket))
+            self._waiting.append((intake, ticket))
             self._waiting_items.update({path: len(values) for path, values in items.items()})
             largest = max(
                 values.nbytes // max(len(values), 1) * self._waiting_items[path]
@@ -153,21 +277,32 @@ class InstrumentAssembly:
             )
             if largest >= chunking.UNKNOWN or self.config.chunk_rows or self.config.chunk_bytes:
                 self.settle()
-        self.rows += rows
+        self.rows += intake.counts[""]
         return ticket
 
-    def _distribute(self, items: dict[str, Items], row: int, rows: int) -> None:
+    def _distribute(
+        self,
+        intake: Intake,
+        eager: Sequence[tuple[str, ChunkAssembler | VariableAssembler]] | None = None,
+        lazy: Sequence[Stream] | None = None,
+    ) -> None:
         """Append a batch's items; masks first: a reader takes a value that no mask covers for valid."""
-        for stream in self._lazy:
+        items, counts = intake.items, intake.counts
+        for stream in self._lazy if lazy is None else lazy:
             mask = items.get(stream.path)
             assembler = self._streams.get(stream.path)
             if mask is None and assembler is None:
                 continue
             if assembler is None:
-                assembler = self._make_lazy(stream, row)
-            assembler.append(np.ones((rows, *stream.item_shape), np.bool_) if mask is None else mask)
-        for path, assembler in self._eager:
-            assembler.append(items[path])
+                assembler = self._make_lazy(stream)
+            if mask is None:
+                mask = np.ones((counts[stream.space], *stream.item_shape), np.bool_)
+            assembler.append(mask)
+        for path, assembler in self._eager if eager is None else eager:
+            values = items.get(path)
+            if values is not None:  # a dictionary that did not change brings nothing
+                assembler.append(values)
+        _add(self._distributed, counts)
 
     # -- datasets --------------------------------------------------------------------------------------------
 
@@ -187,29 +322,48 @@ class InstrumentAssembly:
         if self._streams or not self._columns():
             return
         elapsed = time.monotonic() - self._waiting_since if self._waiting else 0.0
-        eager = [
-            (column, stream) for column in self._columns() for stream in column.streams if not stream.lazy
-        ]
+        eager = _eager(self._columns())
         if last:
             chunks = [max(self._waiting_items[stream.path] + stream.lead, 1) for _, stream in eager]
         else:
             largest = chunking.largest_bytes(len(eager))
             widest = max(stream.item_bytes for _, stream in eager)
             chunks = [self._chunk_items(column, stream, largest, widest, elapsed) for column, stream in eager]
-        self._make_streams([(stream, items) for (_, stream), items in zip(eager, chunks, strict=True)])
-        self._eager = [(stream.path, self._streams[stream.path]) for _, stream in eager]
-        self._lazy = [stream for column in self._columns() for stream in column.streams if stream.lazy]
-        row = 0
+        self._make_streams(
+            [(column, stream, items) for (column, stream), items in zip(eager, chunks, strict=True)]
+        )
+        self._list_streams()
         waiting, self._waiting = self._waiting, []
         self._waiting_items.clear()
-        for items, rows, ticket in waiting:
-            self._distribute(items, row, rows)
+        for intake, ticket in waiting:
+            self._distribute(intake)
             ticket.chunks = self._pipeline.submitted
-            row += rows
 
-    def _make_streams(self, streams: list[tuple[Stream, int]], items: int = 0) -> None:
-        made = [(stream, self._codec(stream), chunk_items) for stream, chunk_items in streams]
-        fixed = [(stream, chunk_items) for stream, chunk_items in streams if not stream.variable]
+    def _list_streams(self) -> None:
+        columns = self._columns()
+        self._eager = [(stream.path, self._streams[stream.path]) for _, stream in _eager(columns)]
+        self._lazy = [stream for column in columns for stream in column.streams if stream.lazy]
+        labels = [
+            stream for column in columns for node in dictionary_nodes(column) for stream in _labels(node)
+        ]
+        self._labels = [self._streams[stream.path] for stream in labels]
+
+    def _like_others(self, column: Column, stream: Stream) -> int:
+        """Return the items in a chunk of a column that comes later: of the size that the others have."""
+        configured = self.config.column(column.name).chunk_rows or self.config.chunk_rows
+        if configured and not stream.space:
+            return configured
+        sizes = [assembler.dataset.chunk_bytes for _, assembler in self._eager]
+        return chunking.items_per_chunk(stream.item_bytes, max(sizes, default=chunking.UNKNOWN))
+
+    def _make_streams(self, streams: list[tuple[Column, Stream, int]], items: int = 0) -> None:
+        if not streams:
+            return
+        made = [
+            (stream, self.config.column(column.name).codec, chunk_items)
+            for column, stream, chunk_items in streams
+        ]
+        fixed = [(stream, chunk_items) for _, stream, chunk_items in streams if not stream.variable]
         tails = Tails(self._tails_path(), [chunk_items * stream.item_bytes for stream, chunk_items in fixed])
         self._tails.append(tails)
         pairs = iter(tails.pairs)
@@ -218,6 +372,7 @@ class InstrumentAssembly:
                 self._file.create_dataset(f"{self.link}/{stream.path}", stream, chunk_items, codec, items)
                 for stream, codec, chunk_items in made
             ]
+            self._file.link(f"{self.link}/", [stream for _, stream, _ in streams])
         for dataset, (stream, codec, _) in zip(datasets, made, strict=True):
             if stream.variable:
                 self._streams[stream.path] = VariableAssembler(dataset)
@@ -227,18 +382,24 @@ class InstrumentAssembly:
             )
             self._streams[stream.path] = ChunkAssembler(dataset, stream, next(pairs), self._pipeline, encoder)
 
-    def _make_lazy(self, stream: Stream, row: int) -> ChunkAssembler | VariableAssembler:
-        """Make the dataset of a mask at its first null; its extent covers the rows before from the start."""
-        values = self._streams[self._column_of(stream).streams[0].path].dataset
-        self._make_streams([(stream, max(values.chunk_items, _VALIDITY_CHUNK_ITEMS))], items=row)
+    def _make_lazy(self, stream: Stream) -> ChunkAssembler | VariableAssembler:
+        """Make the dataset of a mask at its first null; its extent covers the items before from the start."""
+        before = self._distributed[stream.space]
+        column = next(column for column in self._columns() if stream in column.streams)
+        beside = next(
+            self._streams[other.path].dataset.chunk_items
+            for other in column.streams
+            if other.path in self._streams
+        )
+        self._make_streams([(column, stream, max(beside, _VALIDITY_CHUNK_ITEMS))], items=before)
         assembler = self._streams[stream.path]
         if isinstance(assembler, ChunkAssembler):
-            assembler.begin_at(row)
+            assembler.begin_at(before)
         return assembler
 
     def _chunk_items(self, column: Column, stream: Stream, largest: int, widest: int, elapsed: float) -> int:
         configured = self.config.column(column.name).chunk_rows or self.config.chunk_rows
-        if configured and stream.role != "chars":
+        if configured and not stream.space:
             return configured
         if self.config.chunk_bytes:
             return chunking.items_per_chunk(stream.item_bytes, self.config.chunk_bytes)
@@ -247,18 +408,8 @@ class InstrumentAssembly:
         size = chunking.bytes_for_rate(seen, stream.item_bytes, elapsed, largest, self._known_after_s)
         return chunking.items_per_chunk(stream.item_bytes, size)
 
-    def _codec(self, stream: Stream) -> Codec:
-        return self.config.column(self._column_of(stream).name).codec
-
-    def _column_of(self, stream: Stream) -> Column:
-        return next(column for column in self._columns() if stream in column.streams)
-
     def _columns(self) -> tuple[Column, ...]:
-        return self.layout.columns if self.layout else ()
-
-    def _chars_before(self, column: Column) -> int:
-        path = column.stream("chars").path
-        return self._streams[path].total if path in self._streams else self._waiting_items[path]
+        return (self.layout.columns or (ROWS,)) if self.layout else ()
 
     @property
     def bytes_written(self) -> int:
@@ -273,10 +424,12 @@ class InstrumentAssembly:
     # -- rows out --------------------------------------------------------------------------------------------
 
     def publish_variable(self) -> None:
-        """Write what variable-length columns gathered; part of every commit."""
+        """Write what variable-length columns gathered, and new labels; part of every commit."""
         for assembler in self._streams.values():
             if isinstance(assembler, VariableAssembler):
                 assembler.publish()
+        for assembler in self._labels:
+            assembler.publish()
 
     def publish_tails(self, older_than_s: float = 0.0) -> None:
         """Show tails to readers that began at least so many seconds ago."""
@@ -297,5 +450,22 @@ class InstrumentAssembly:
         """Give the tails' memory back; the pipeline must have nothing of this instrument any more."""
         self._streams.clear()
         self._eager.clear()
+        self._labels.clear()
         for tails in self._tails:
             tails.close()
+
+
+def _add(totals: dict[str, int], counts: Mapping[str, int]) -> None:
+    for space, count in counts.items():
+        totals[space] += count
+
+
+def _eager(columns: Iterable[Column]) -> list[tuple[Column, Stream]]:
+    """Return the streams that are made together, each with its column."""
+    return [(column, stream) for column in columns for stream in column.streams if not stream.lazy]
+
+
+def _labels(node: Node) -> list[Stream]:
+    """Return the streams that a dictionary's codes need to be understood."""
+    within = [stream for inner in node.children[0].walk() for stream in inner.streams if not stream.lazy]
+    return [node.stream("segments"), *within]

@@ -1,9 +1,10 @@
 """Between Arrow and the bytes of a slot: the one module that knows both.
 
-Two kinds of body. ``IPC``: an encapsulated Arrow record-batch message, after ``skip`` bytes; what `put`
-writes, for any type. ``PLAIN``: the columns' values laid end to end, each at a multiple of 64, without nulls,
-for fixed-width columns only; what `loan` hands out as numpy views. Reading either borrows: the arrays are
-views over the body.
+Three kinds of body. ``IPC``: an encapsulated Arrow record-batch message, after ``skip`` bytes; what `put`
+writes. ``STREAM``: an Arrow IPC stream of schema, dictionaries and one record batch, without an end mark;
+what `put` writes when a column holds dictionaries, since each slot must be readable alone. ``PLAIN``: the
+columns' values laid end to end, each at a multiple of 64, without nulls, for fixed-width columns only; what
+`loan` hands out as numpy views. Reading any borrows: the arrays are views over the body.
 """
 
 from __future__ import annotations
@@ -16,13 +17,24 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from shmstore.compaction import compact, has_views, types_in
+from shmstore.decoding import decode
 from shmstore.errors import BrokenError, UnsupportedTypeError
-from shmstore.layout import Column, Layout
+from shmstore.layout import Column, Layout, Stream
+from shmstore.physical import empty_batch, physical_schema, retyped
 from shmstore.segment import align
+from shmstore.soundness import check_batch
 
 #: Below this many bytes a copy through Arrow's own buffer is quicker than opening a stream over the slot
 #: (measured: 4 against 14 µs up to 100 KiB, 99 against 48 µs at 1 MiB).
 _SERIALIZE_BELOW = 128 * 1024
+#: Batches of fewer bytes are not searched for texts that they drag along: these cannot be many.
+_COMPACT_FROM = 16 * 1024
+
+
+def has_dictionaries(schema: pa.Schema) -> bool:
+    """Say whether a column of a schema holds dictionaries, at any depth."""
+    return any(pa.types.is_dictionary(type_) for field in schema for type_ in types_in(field.type))
 
 
 class BatchWriter:
@@ -32,14 +44,33 @@ class BatchWriter:
     ----------
     schema
         Schema of every batch to come.
+
+    Attributes
+    ----------
+    streams : bool
+        Whether the bodies are of kind STREAM, not IPC.
     """
 
     def __init__(self, schema: pa.Schema) -> None:
+        self.streams = has_dictionaries(schema)
         self._schema = schema
         self._schema_bytes = int(schema.serialize().size)
+        self._viewing = [index for index, field in enumerate(schema) if has_views(field.type)]
+
+    def compact(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Return an equal batch that leaves behind what its rows do not show; usually ``batch`` itself."""
+        if not self._viewing or pa.ipc.get_record_batch_size(batch) < _COMPACT_FROM:
+            return batch
+        for index in self._viewing:  # one by one: some of the others may be of types without an array class
+            batch = batch.set_column(index, batch.schema.field(index), compact(batch.column(index)))
+        return batch
 
     def size(self, batch: pa.RecordBatch) -> int:
         """Return the bytes that a body for ``batch`` needs at most; reads no values."""
+        if self.streams:
+            sink = pa.MockOutputStream()
+            pa.ipc.new_stream(sink, self._schema).write_batch(batch)
+            return int(sink.size())
         size: int = pa.ipc.get_record_batch_size(batch)
         return size if size < _SERIALIZE_BELOW else size + self._schema_bytes
 
@@ -49,16 +80,16 @@ class BatchWriter:
         Returns
         -------
         int
-            Where in the body the record-batch message begins.
+            Where in the body the record-batch message begins; 0 in one of kind STREAM.
         """
-        if len(body) < _SERIALIZE_BELOW:
+        if not self.streams and len(body) < _SERIALIZE_BELOW:
             message = memoryview(batch.serialize()).cast("B")
             body[: len(message)] = message
             return 0
-        # A stream begins with its schema; nobody reads that, and the message behind it is what counts.
         # It is not closed: an end-of-stream mark has no place here.
         pa.ipc.new_stream(pa.FixedSizeBufferWriter(pa.py_buffer(body)), self._schema).write_batch(batch)
-        return self._schema_bytes
+        # In a body of kind IPC nobody reads the schema in front; the message behind it is what counts.
+        return 0 if self.streams else self._schema_bytes
 
 
 def read_ipc(body: memoryview, skip: int, schema: pa.Schema, rows: int) -> pa.RecordBatch:
@@ -73,9 +104,40 @@ def read_ipc(body: memoryview, skip: int, schema: pa.Schema, rows: int) -> pa.Re
         # Sliced as an Arrow buffer, not as a memoryview: so the body itself knows that arrays look at it.
         message = pa.ipc.read_message(pa.py_buffer(body).slice(skip))
         batch = pa.ipc.read_record_batch(message, schema)
-        batch.validate(full=True)  # text too: what cannot be decoded must not get as far as the columns
+        check_batch(batch)  # text too: what cannot be decoded must not get as far as the columns
     except (pa.ArrowException, OSError, ValueError, EOFError) as error:
         raise BrokenError(f"a slot holds no readable record batch: {error}") from None
+    return _of_rows(batch, rows)
+
+
+def read_stream(
+    body: memoryview, schema: pa.Schema, rows: int, physical: pa.Schema | None = None
+) -> pa.RecordBatch:
+    """Return the record batch in a body of kind STREAM, with the dictionaries that came with it.
+
+    As `read_ipc`: a view over the body, which must outlive it. It travels under ``schema``, and is returned
+    in its ``physical`` form, if that is another.
+
+    Raises
+    ------
+    BrokenError
+        The bytes are no such batch, or it follows another schema.
+    """
+    try:
+        stream = pa.ipc.open_stream(pa.py_buffer(body))
+        if not stream.schema.equals(schema):
+            raise BrokenError("a slot's batch follows another schema than the one declared for it")
+        batch = stream.read_next_batch()
+        batch = batch if physical is None or physical is schema else retyped(batch, physical)
+        check_batch(batch)
+    except StopIteration:
+        raise BrokenError("a slot holds no readable record batch: its stream ends before one") from None
+    except (pa.ArrowException, OSError, ValueError, EOFError) as error:
+        raise BrokenError(f"a slot holds no readable record batch: {error}") from None
+    return _of_rows(batch, rows)
+
+
+def _of_rows(batch: pa.RecordBatch, rows: int) -> pa.RecordBatch:
     if batch.num_rows != rows:
         raise BrokenError(f"a slot's header says {rows} rows, its batch {batch.num_rows}")
     return batch
@@ -96,6 +158,7 @@ class PlainLayout:
     """
 
     def __init__(self, layout: Layout) -> None:
+        self.layout = layout
         self.columns: list[tuple[Column, np.dtype[Any], tuple[int, ...]]] = []
         for column in layout.columns:
             if column.encoding not in ("plain", "bool"):
@@ -120,10 +183,36 @@ class PlainLayout:
             yield column, values.reshape(rows, *shape)
             start += align(rows * _item_bytes(dtype, shape))
 
+    def batch(
+        self, arrays: Iterator[tuple[Column, npt.NDArray[Any]]], rows: int, schema: pa.Schema
+    ) -> pa.RecordBatch:
+        """Return the arrays as a record batch of that schema, which has their types; a view over them."""
+        columns = [
+            decode(column.node, schema.field(column.index).type, _Given(values), 0, rows)
+            for column, values in arrays
+        ]
+        return pa.RecordBatch.from_arrays(columns, schema=schema)
+
     def check(self, body: memoryview, rows: int) -> None:
         """Raise `BrokenError` unless the body has room for ``rows`` rows."""
         if len(body) < self.size(rows):
             raise BrokenError(f"a slot of {len(body)} bytes cannot hold the {rows} rows that its header says")
+
+
+class _Given:
+    """Values of one column without nulls, as `shmstore.decoding.decode` wants them."""
+
+    def __init__(self, values: npt.NDArray[Any]) -> None:
+        self._values = values
+
+    def items(self, stream: Stream, start: int, stop: int) -> npt.NDArray[Any]:
+        return self._values[start:stop]
+
+    def mask(self, stream: Stream, start: int, stop: int) -> None:
+        return None
+
+    def all_items(self, stream: Stream) -> npt.NDArray[Any]:
+        return self._values
 
 
 def _item_bytes(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
@@ -149,7 +238,7 @@ def batches_of(data: Any) -> Iterator[pa.RecordBatch]:
     if isinstance(data, pa.RecordBatch):
         yield data
     elif isinstance(data, pa.Table):
-        yield from data.to_batches() or [pa.RecordBatch.from_pylist([], schema=data.schema)]
+        yield from data.to_batches() or [empty_batch(data.schema)]
     elif isinstance(data, pa.RecordBatchReader):
         yield from data
     elif isinstance(data, (bytes, bytearray, memoryview, pa.Buffer)):
@@ -169,7 +258,8 @@ def _stream_batches(data: Any) -> Iterator[pa.RecordBatch]:
     try:
         with pa.ipc.open_stream(pa.py_buffer(data)) as stream:
             for batch in stream:
-                batch.validate(full=True)  # Arrow itself checks hardly more than that the message is whole
+                # Arrow itself checks hardly more than that the message is whole.
+                retyped(batch, physical_schema(batch.schema)).validate(full=True)
                 yield batch
     except (pa.ArrowException, OSError, EOFError) as error:
         reason = " ".join(str(error).split())

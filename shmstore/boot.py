@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+import shmstore.payload  # noqa: F401 (loaded before the recording begins, not while its first chunk waits)
 from shmstore.config import StorageConfig
 from shmstore.control import Message, error_reply
 from shmstore.dataset import RecordingFile

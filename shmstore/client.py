@@ -20,6 +20,7 @@ import pyarrow as pa
 from shmstore.config import StorageConfig
 from shmstore.control import ControlConnection, Message, raise_error
 from shmstore.errors import BrokenError, ClosedError, InvalidValueError, ShmStoreError, StorageError
+from shmstore.planning import plan
 from shmstore.producer import Producer
 from shmstore.queue import DescriptorQueue
 from shmstore.ring import Ring
@@ -103,6 +104,8 @@ class Client:
         if schema is not None and not isinstance(schema, pa.Schema):
             schema = pa.schema(schema)
         resolved = self._config.instrument(instrument_id, **instrument_options)
+        if schema is not None:  # refused here, by what it is: serialized, some types turn into others
+            plan(schema, lambda name: resolved.column(name).strings)
         options = {
             key: _plain_option(value) for key, value in instrument_options.items() if value is not None
         }

@@ -83,6 +83,14 @@ class StorageConfig(Scope):
     put_timeout_s : float or None
         Longest wait of a ``put`` under ``"block"``, in seconds; None, ``math.inf`` or ``"none"``: as long as
         the storage lives. Default 60.
+    schema_policy : str
+        What becomes of a batch with another schema than its instrument: ``"strict"`` refuses it, ``"evolve"``
+        takes new nullable columns, columns left out and other widths of integers and floats, ``"new"``
+        goes on in another group of the file. Default ``"strict"``.
+    validate : str
+        What ``put`` checks in a batch: ``"basic"``, the schema and what is needed to store it; ``"full"``,
+        every value too, and that nothing is null that is declared not null, at any depth. Default
+        ``"basic"``.
     commit_interval_ms : float
         Longest time between commits while rows wait, in milliseconds. Default 50.
     commit_bytes : int
@@ -126,6 +134,8 @@ class StorageConfig(Scope):
     ring_bytes: int = 64 * MIB
     on_full: str = "block"
     put_timeout_s: float | None = 60.0
+    schema_policy: str = "strict"
+    validate: str = "basic"
     commit_interval_ms: float = 50.0
     commit_bytes: int = 16 * MIB
     auto_flush_interval_secs: float = 1.0
@@ -152,6 +162,8 @@ class StorageConfig(Scope):
             ring_bytes: int | str = ...,
             on_full: str = ...,
             put_timeout_s: float | str | None = ...,
+            schema_policy: str = ...,
+            validate: str = ...,
             commit_interval_ms: float = ...,
             commit_bytes: int | str = ...,
             auto_flush_interval_secs: float = ...,
@@ -273,6 +285,8 @@ class StorageConfig(Scope):
             ring_bytes=scope["ring_bytes"],
             on_full=scope["on_full"],
             put_timeout_s=None if scope["put_timeout_s"] == math.inf else scope["put_timeout_s"],
+            schema_policy=scope["schema_policy"],
+            validate=scope["validate"],
             default_column=resolved_column(scope, f"{place}]: "),
             columns=tuple(columns),
         )

@@ -13,7 +13,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from h5py import h5d, h5p, h5s, h5t
 
 from shmstore.codec import Codec, Filter
 from shmstore.errors import StorageError, storage_error
+from shmstore.layout import Link as LayoutLink
 from shmstore.layout import Stream
+from shmstore.writebehind import WriteBehind
 
 FORMAT_VERSION = "1.0"
 # v110: superblock 3 and extensible-array chunk indexes, hence SWMR and O(1) appends; HDF5 1.10 and newer can
@@ -67,6 +70,8 @@ class Dataset:
         Filter mask that says "stored as it is".
     known_items : int
         Extent of the first dimension, as last set.
+    placeable : bool
+        Whether HDF5 gives its chunks their places before they are written (:meth:`place_chunk`).
     bytes_written, chunks_written : int
         Bytes handed to the file, and whole chunks among them.
     """
@@ -84,6 +89,7 @@ class Dataset:
         self.known_items = 0
         self.bytes_written = 0
         self.chunks_written = 0
+        self.placeable = is_placeable(stream, filters, self.chunk_bytes)
         self._opened = -1
         self._id: h5d.DatasetID = None
 
@@ -103,6 +109,37 @@ class Dataset:
         if items > self.known_items:
             self.id.set_extent((items, *self._stream.item_shape))
             self.known_items = items
+
+    def place_chunk(self, index: int, items: int) -> int | None:
+        """Have HDF5 give the next chunk its place in the file, for somebody else to write it there.
+
+        HDF5 does not tell places but by a search. It takes them from the end of the file; so where the file
+        grew by exactly one chunk, that is where it is.
+
+        Parameters
+        ----------
+        index
+            Number of the chunk.
+        items
+            Extent of the first dimension from then on; ends within this chunk.
+
+        Returns
+        -------
+        int or None
+            Where in the file the chunk begins; ``None`` if only :meth:`write_chunk` can write it.
+        """
+        if not self.placeable or index != -(-self.known_items // self.chunk_items):
+            return None
+        start = align_place(self._file.end)
+        self.grow(items)
+        if self._file.end != start + self.chunk_bytes:
+            return None
+        self.bytes_written += self.chunk_bytes
+        return start
+
+    def write_behind(self, pieces: Sequence[tuple[int, npt.NDArray[np.uint8]]]) -> Future[None]:
+        """Write chunks, of any dataset of the file, at the places that :meth:`place_chunk` gave."""
+        return self._file.behind.submit(pieces)
 
     def write_chunk(self, index: int, payload: Any, filter_mask: int) -> None:
         """Write an encoded chunk as it is; its first item must lie within the extent.
@@ -147,6 +184,15 @@ class Dataset:
         self.bytes_written += size + items.nbytes
         self._file.heap_bytes += size + _HEAP_ITEM_BYTES * len(items)
 
+    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Read items back, ``(stop - start, *item_shape)``.
+
+        Only through a handle that wrote none of their chunks (:meth:`RecordingFile.structure` gives new
+        ones): HDF5 2.0 takes a chunk that it was given unfiltered for a filtered one.
+        """
+        items: npt.NDArray[Any] = h5py.Dataset(self.id)[start:stop]
+        return items
+
     def _write(self, start: int, items: npt.NDArray[Any]) -> None:
         space = self.id.get_space()
         shape = self._stream.item_shape
@@ -168,6 +214,8 @@ class RecordingFile:
         The file.
     generation : int
         Grows whenever the file was reopened: handles of an older generation are dead.
+    behind : WriteBehind
+        Writes chunks at the places that :meth:`Dataset.place_chunk` gave them.
     heap_bytes : int
         Memory that variable-length items hold, estimated; given back by a :meth:`flush` when it is too much.
     """
@@ -178,6 +226,7 @@ class RecordingFile:
         self.heap_bytes = 0
         self._file = file
         self._sync_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.behind = WriteBehind(path)
         self._structuring = False
 
     @classmethod
@@ -239,20 +288,43 @@ class RecordingFile:
         for name, value in attributes.items():
             group.attrs[name] = value
 
+    def set_columns(self, link: str, columns: Sequence[str]) -> None:
+        """Mark an instrument's group as a column table, as HEP001 has it; within :meth:`structure`."""
+        attributes = self._file[link].attrs
+        _set_token(attributes, "CLASS", "COLUMN_TABLE")
+        _set_token(attributes, "VERSION", "1.0")
+        width = max((len(name.encode()) for name in columns), default=1)
+        names = np.array([name.encode() for name in columns], f"S{width}")
+        attributes.create("column-order", names, dtype=h5py.string_dtype("utf-8", width))
+
     def create_group(self, path: str, attributes: Mapping[str, Any]) -> None:
         """Make a group within an instrument; within :meth:`structure`."""
         group = self._file.create_group(path, track_order=True)
         for name, value in attributes.items():
-            # Fixed-length ASCII, as the conventions that read these (HEP001) ask for.
-            group.attrs[name] = np.bytes_(value) if isinstance(value, str) else value
+            if isinstance(value, str):
+                _set_token(group.attrs, name, value)
+            else:
+                group.attrs[name] = value
 
     def create_document(self, path: str, text: str) -> None:
-        """Keep a text as a scalar string dataset; within :meth:`structure`."""
+        """Keep a text as a scalar string dataset, in place of any before; within :meth:`structure`."""
+        self._remove(path)
         self._file.create_dataset(path, data=text, dtype=h5py.string_dtype())
 
     def create_bytes(self, path: str, data: bytes) -> None:
-        """Keep bytes as a uint8 dataset; within :meth:`structure`."""
+        """Keep bytes as a uint8 dataset, in place of any before; within :meth:`structure`."""
+        self._remove(path)
         self._file.create_dataset(path, data=np.frombuffer(data, np.uint8))
+
+    def replace(self, dataset: Dataset, path: str) -> None:
+        """Put a dataset in the place of another, which is lost; within :meth:`structure`."""
+        self._remove(path)
+        self._file.move(dataset.path, path)
+        dataset.path = path
+
+    def _remove(self, path: str) -> None:
+        if path in self._file:
+            del self._file[path]
 
     def create_dataset(
         self, path: str, stream: Stream, chunk_items: int, codec: Codec, items: int = 0
@@ -289,19 +361,40 @@ class RecordingFile:
         )
         for filter_ in filters:
             properties.set_filter(filter_.id, _FILTER_OPTIONAL, filter_.cd_values)
+        if is_placeable(stream, len(filters), chunk_items * stream.item_bytes):
+            properties.set_alloc_time(h5d.ALLOC_TIME_EARLY)
+            properties.set_fill_time(h5d.FILL_TIME_NEVER)
         links = h5p.create(h5p.LINK_CREATE)
         links.set_create_intermediate_group(True)
         space = h5s.create_simple((items, *shape), (h5s.UNLIMITED, *shape))
         type_id = h5t.py_create(dtype, logical=True)
+        if stream.dtype.startswith("ascii:"):
+            type_id.set_strpad(h5t.STR_NULLTERM)  # else h5dump shows what is behind the end
         h5d.create(self._file.id, path.encode(), type_id, space, properties, links)
         handle = self._file[path]
         for name, value in stream.attributes.items():
-            handle.attrs[name] = value
+            if not isinstance(value, LayoutLink):
+                handle.attrs[name] = value
         if stream.attributes and stream.fill is not None:
             handle.attrs["_FillValue"] = np.asarray(stream.fill, stream.numpy_dtype)
         dataset = Dataset(self, path, stream, chunk_items, len(filters))
         dataset.known_items = items
         return dataset
+
+    def link(self, root: str, streams: Iterable[Stream]) -> None:
+        """Set the attributes that refer to other objects, once these exist; within :meth:`structure`.
+
+        Parameters
+        ----------
+        root
+            What the streams' paths begin below.
+        streams
+            Whose datasets have been made.
+        """
+        for stream in streams:
+            for name, value in stream.attributes.items():
+                if isinstance(value, LayoutLink):
+                    self._file[root + stream.path].attrs[name] = self._file[root + value.path].ref
 
     def set_metadata(self, path: str, values: Mapping[str, Any]) -> None:
         """Set attributes of a group to JSON-ready values; within :meth:`structure`."""
@@ -331,6 +424,7 @@ class RecordingFile:
 
     def flush(self) -> None:
         """Publish to readers what was written; libhdf5 does not fsync."""
+        self.behind.wait()
         self._file.flush()
         if self.heap_bytes > _HEAP_BYTES:
             with self.structure():  # closing is the only thing that makes HDF5 let go of the heap
@@ -339,6 +433,12 @@ class RecordingFile:
     def sync(self) -> None:
         """Wait until the disk has what was flushed; touches no HDF5, so another thread may call it."""
         os.fdatasync(self._sync_fd)
+
+    @property
+    def end(self) -> int:
+        """Where HDF5 will put what comes next, before alignment."""
+        end: int = self._file.id.get_filesize()
+        return end
 
     @property
     def size(self) -> int:
@@ -363,17 +463,20 @@ class RecordingFile:
         self._file.attrs["state"] = state
         self._file["_shmstore"].attrs["accounting"] = accounting
         for link, count in rows.items():
-            self._file[link].attrs["num_rows"] = np.uint64(count)
+            self._file[link].attrs["NROWS"] = np.uint64(count)
         self._file.close()
+        self.behind.close()
         os.fsync(self._sync_fd)
         os.close(self._sync_fd)
 
     def close(self) -> None:
         """Close without stamping anything: for the way out after a failure."""
+        self.behind.close()
         self._file.close()
         os.close(self._sync_fd)
 
     def _reopen(self) -> None:
+        self.behind.wait()
         self._file.close()
         # Without HDF5's file lock: a reader that opens the file in this moment holds it briefly, and must not
         # stop us. That nobody else writes is settled already, by creating the file exclusively.
@@ -406,6 +509,26 @@ def metadata_attribute(value: Any) -> Any:
     return None
 
 
+def is_placeable(stream: Stream, filters: int, chunk_bytes: int) -> bool:
+    """Whether a dataset's chunks have a known size, and are large enough to be worth a place of their own."""
+    return (
+        not (filters or stream.variable or stream.lazy) and chunk_bytes >= _ALIGNMENT["alignment_threshold"]
+    )
+
+
+def align_place(place: int) -> int:
+    """Return where a large chunk begins that HDF5 puts behind ``place``."""
+    return -(-place // _ALIGNMENT["alignment_interval"]) * _ALIGNMENT["alignment_interval"]
+
+
+def _set_token(attributes: h5py.AttributeManager, name: str, token: str) -> None:
+    """Set an attribute to fixed-length ASCII with a NUL at its end, as HEP001 asks for its own words."""
+    type_id = h5t.C_S1.copy()
+    type_id.set_size(len(token) + 1)
+    type_id.set_strpad(h5t.STR_NULLTERM)
+    attributes.create(name, np.bytes_(token), dtype=h5py.Datatype(type_id))
+
+
 def _h5py_dtype(stream: Stream) -> Any:
     if stream.dtype == "utf8":
         return h5py.string_dtype()
@@ -413,6 +536,8 @@ def _h5py_dtype(stream: Stream) -> Any:
         return h5py.vlen_dtype(np.uint8)
     if stream.dtype.startswith("utf8:"):
         return h5py.string_dtype("utf-8", stream.numpy_dtype.itemsize)
+    if stream.dtype.startswith("ascii:"):
+        return h5py.string_dtype("ascii", stream.numpy_dtype.itemsize)
     return stream.numpy_dtype
 
 

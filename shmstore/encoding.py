@@ -1,13 +1,13 @@
-"""Arrow arrays into the items of streams, and back. Pure functions over memory; no files, no rings.
+"""Arrow arrays into the items of streams. Pure functions over memory; no files, no rings.
 
 `encode` borrows: where nothing has to change, its results are views over the array's own memory (the ring, in
-the writer). `decode` is its exact inverse; what it returns owns or keeps alive the memory it needs.
+the writer). `shmstore.decoding` is its inverse.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,44 +15,104 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shmstore.errors import IncompleteFileError, InvalidValueError
-from shmstore.layout import Column, fixed_width, is_text
+from shmstore.buffers import (
+    Items,
+    boolean_items,
+    fixed_items,
+    large_binary,
+    offsets_of,
+    own_items,
+    to_cells,
+    used_chars,
+    validity,
+)
+from shmstore.decimals import to_text
+from shmstore.dictionaries import Dictionaries, Place, image_of
+from shmstore.errors import InvalidValueError
+from shmstore.gathering import gather_ranges, list_ranges
+from shmstore.layout import Column, Node, Stream
+from shmstore.planning import fixed_width, is_text
+from shmstore.soundness import check_array
 
-Items = npt.NDArray[Any]
 
+class Intake:
+    """What one batch brings to an instrument, before it is taken in.
 
-def encode(column: Column, array: pa.Array, chars_before: int = 0) -> dict[str, Items]:
-    """Turn an array into items, by role.
+    Nothing here changes what was taken in before: a batch that turns out to be unfit can be forgotten.
 
     Parameters
     ----------
-    column
+    rows
+        Rows of the batch.
+    taken
+        Items taken in before, by space (`Stream.space`); the rows are at ``""``.
+    dictionaries
+        The dictionaries of each dictionary node, by its path.
+
+    Attributes
+    ----------
+    items : dict of str to ndarray
+        For each dataset's path an array ``(items, *item_shape)``, C-contiguous. Validity is present only if
+        there are nulls; each item of it is ``True`` where a value is. Views over the batch where possible.
+    counts : dict of str to int
+        Items that the batch brings, by space.
+    """
+
+    def __init__(
+        self, rows: int, taken: Mapping[str, int], dictionaries: Mapping[str, Dictionaries] | None = None
+    ) -> None:
+        self.items: dict[str, Items] = {}
+        self.counts: defaultdict[str, int] = defaultdict(int, {"": rows})
+        self._taken = taken
+        self._dictionaries = dictionaries or {}
+        self._places: list[tuple[Dictionaries, bytes, Place]] = []
+
+    def before(self, space: str) -> int:
+        """Return how many items of a space were taken in before this batch."""
+        return self._taken.get(space, 0)
+
+    def dictionaries(self, node: Node) -> Dictionaries:
+        """Return what is known of a node's dictionaries."""
+        return self._dictionaries[node.path]
+
+    def place(self, known: Dictionaries, image: bytes, place: Place) -> None:
+        """Remember where a dictionary stands once the batch is taken in."""
+        self._places.append((known, image, place))
+
+    def accept(self) -> None:
+        """The batch is taken in: its dictionaries are known from now on."""
+        for known, image, place in self._places:
+            known.use(image, place)
+
+
+def encode(node: Node, array: pa.Array, intake: Intake) -> None:
+    """Turn an array into items of the node and all within it.
+
+    Parameters
+    ----------
+    node
         Where the array goes.
     array
-        Its values, ``n`` of them, already known to be of the column's type.
-    chars_before
-        For packed columns: bytes already in ``chars``.
-
-    Returns
-    -------
-    dict of str to ndarray
-        For each role an array ``(items, *item_shape)``, C-contiguous. Validity is present only if there are
-        nulls; each item of it is ``True`` where a value is. Views over ``array`` where possible: they borrow
-        its memory.
+        Its values, already known to be of the node's type, and sound.
+    intake
+        Takes the items.
 
     Raises
     ------
     InvalidValueError
-        A string is longer than its ``fixed:N``, or cannot be stored without loss.
+        A value cannot be stored without loss.
     """
-    if column.encoding == "packed":
-        return _encode_packed(array, chars_before)
-    validity = {} if not array.null_count else {"validity": _validity(array)}
-    if column.encoding == "vlen":
-        return {"values": _objects(column, array)} | validity
-    if column.encoding.startswith("fixed:"):
-        return {"values": _fixed_strings(column, array)} | validity
-    return _encode_plain(column, array)
+    while isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    _ENCODERS.get(node.kind, _encode_fixed_strings)(node, array, intake)
+
+
+def dictionary_nodes(column: Column) -> list[Node]:
+    """Return the nodes of a column that have dictionaries."""
+    return [node for node in column.node.walk() if node.kind == "dictionary"]
+
+
+# -- checks before a batch is accepted -------------------------------------------------------------------
 
 
 def check(column: Column, array: pa.Array) -> None:
@@ -67,96 +127,80 @@ def check(column: Column, array: pa.Array) -> None:
     if column.encoding in ("plain", "bool"):
         return
     try:
-        array.validate(full=True)  # 2 to 5 GB/s
+        check_array(array)
     except pa.ArrowException as error:
         reason = " ".join(str(error).split())
         raise InvalidValueError(
             f"column {column.name!r} is damaged: {reason}: check what made the batch, or give raw bytes the "
             "type binary"
         ) from None
-    if column.encoding != "packed":
-        flat = _large_binary(array)
-        text = is_text(array.type)
-        if text and _has_nul(flat):
-            raise InvalidValueError(
-                f"column {column.name!r} holds a string with a NUL character, which "
-                f"{column.encoding!r} cannot store: "
-                "set strings='packed' for it"
-            )
-        if column.encoding.startswith("fixed:") and len(flat):
-            width = fixed_width(column.encoding)
-            lengths = pc.min_max(pc.binary_length(flat))
-            longest, shortest = lengths["max"].as_py() or 0, lengths["min"].as_py()
-            if longest > width:
-                raise InvalidValueError(
-                    f"column {column.name!r} holds a value of {longest} bytes, longer than its "
-                    f"{column.encoding}: "
-                    "enlarge it, or set strings='packed'"
-                )
-            if not text and shortest is not None and shortest < width:
-                raise InvalidValueError(
-                    f"column {column.name!r} holds a value of {shortest} bytes, but binary "
-                    f"{column.encoding} takes exactly "
-                    f"{width}: set strings='packed'"
-                )
+    _check_strings(column.name, column.node, array)
 
 
-def decode(column: Column, type_: pa.DataType, items: Mapping[str, Items], rows: int) -> pa.Array:
-    """Turn items back into the array that was put.
-
-    Parameters
-    ----------
-    column
-        Where the items came from.
-    type_
-        The Arrow type to return.
-    items
-        By role, as `encode` made them (native strings as the bytes that HDF5 gives back), for ``rows``
-        rows; for packed columns ``offsets`` has ``rows + 1``
-        items and ``chars`` holds the bytes from ``offsets[0]`` to ``offsets[-1]``. A missing validity means:
-        no nulls.
-    rows
-        Number of rows.
-
-    Raises
-    ------
-    IncompleteFileError
-        The items do not hold together; the message names the column.
-    """
-    try:
-        if column.encoding == "packed":
-            array = _decode_packed(items, rows)
-        elif column.encoding == "vlen":
-            array = _from_bytes([bytes(value) for value in items["values"]], items.get("validity"))
-        elif column.encoding.startswith("fixed:"):
-            array = _from_bytes(items["values"].tolist(), items.get("validity"))
-        else:
-            array = _decode_plain(type_, items, rows)
-        if array.type != type_:
-            array = array.cast(type_)
-        array.validate()
-    except (pa.ArrowException, ValueError, KeyError, IndexError) as error:
-        raise IncompleteFileError(f"column {column.name!r} is damaged: {error}") from None
-    return array
+def has_plain_strings(node: Node) -> bool:
+    """Whether a node holds strings that are not packed, so that not every string can be stored."""
+    return any(inner.kind == "vlen" or inner.kind.startswith("fixed:") for inner in node.walk())
 
 
-# -- plain: numbers, times, fixed-size lists of them ---------------------------------------------------------
+def _check_strings(name: str, node: Node, array: pa.Array) -> None:
+    if not has_plain_strings(node):
+        return
+    while isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    if node.kind == "struct":
+        for number, child in enumerate(node.children):
+            _check_strings(name, child, array.field(number))
+    elif node.kind == "dictionary":
+        _check_strings(name, node.children[0], array.dictionary)
+    elif node.kind == "vlen" or node.kind.startswith("fixed:"):
+        _check_string(name, node.kind, array)
 
 
-def _encode_plain(column: Column, array: pa.Array) -> dict[str, Items]:
-    stream = column.streams[0]
-    items: dict[str, Items] = {}
+def _check_string(name: str, kind: str, array: pa.Array) -> None:
+    flat = large_binary(array)
+    text = is_text(array.type)
+    if text and _has_nul(flat):
+        raise InvalidValueError(
+            f"column {name!r} holds a string with a NUL character, which {kind!r} cannot store: "
+            "set strings='packed' for it"
+        )
+    if kind == "vlen" or not len(flat):
+        return
+    width = fixed_width(kind)
+    lengths = pc.min_max(pc.binary_length(flat))
+    longest, shortest = lengths["max"].as_py() or 0, lengths["min"].as_py()
+    if longest > width:
+        raise InvalidValueError(
+            f"column {name!r} holds a value of {longest} bytes, longer than its {kind}: "
+            "enlarge it, or set strings='packed'"
+        )
+    if not text and shortest is not None and shortest < width:
+        raise InvalidValueError(
+            f"column {name!r} holds a value of {shortest} bytes, but binary {kind} takes exactly "
+            f"{width}: set strings='packed'"
+        )
+
+
+def _has_nul(flat: pa.LargeBinaryArray) -> bool:
+    if used_chars(flat).all():
+        return False
+    # Some byte is 0, but perhaps one under a null, which is nobody's.
+    return bool(pc.any(pc.match_substring(flat, "\0")).as_py())
+
+
+# -- values of a fixed size ------------------------------------------------------------------------------
+
+
+def _encode_plain(node: Node, array: pa.Array, intake: Intake) -> None:
+    stream, *masks = node.streams
     rows = len(array)
     level = 0
     shape: tuple[int, ...] = (rows,)
-    if isinstance(array, pa.ExtensionArray):
-        array = array.storage
     present: Items | None = None
     while True:
         if array.null_count:
-            mask = _validity(array).reshape(shape)
-            role = f"validity-{level}" if level else "validity"
-            items[role] = mask
+            mask = validity(array).reshape(shape)
+            intake.items[masks[level].path] = mask
             present = mask if present is None else present[..., None] & mask
         elif present is not None and level:
             present = np.broadcast_to(present[..., None], shape)
@@ -165,160 +209,212 @@ def _encode_plain(column: Column, array: pa.Array) -> dict[str, Items]:
         size = array.type.list_size
         level, shape = level + 1, (*shape, size)
         array = array.values.slice(array.offset * size, len(array) * size)
-    values = _unpack_bits(array) if column.encoding == "bool" else _fixed_items(array, stream.numpy_dtype)
+        while isinstance(array, pa.ExtensionArray):
+            array = array.storage
+    values = boolean_items(array) if node.kind == "bool" else fixed_items(array, stream.numpy_dtype)
     values = values.reshape(shape)
     if present is not None and not present.all():
-        fill = (
-            np.zeros((), stream.numpy_dtype)
-            if stream.fill is None
-            else np.asarray(stream.fill, stream.numpy_dtype)
-        )
-        values = np.where(present, values, fill)
-    return {"values": values.reshape(rows, *stream.item_shape)} | items
+        values = np.where(present, values, _fill_value(stream))
+    intake.items[stream.path] = values.reshape(rows, *stream.item_shape)
 
 
-def _decode_plain(type_: pa.DataType, items: Mapping[str, Items], rows: int) -> pa.Array:
-    values = np.ascontiguousarray(items["values"])
-    storage = type_.storage_type if isinstance(type_, pa.FixedShapeTensorType) else type_
-    levels: list[pa.DataType] = []
-    leaf = storage
-    while pa.types.is_fixed_size_list(leaf):
-        levels.append(leaf)
-        leaf = leaf.value_type
-    count = rows * math.prod(level.list_size for level in levels)
-    if values.nbytes < count * max(leaf.bit_width // 8, 1):  # a bool is a byte here, a bit in Arrow
-        raise ValueError(f"{values.nbytes} bytes do not make {rows} rows")
-    data = np.packbits(values.reshape(-1), bitorder="little") if pa.types.is_boolean(leaf) else values
-    array = pa.Array.from_buffers(
-        leaf, count, [_bitmap(items.get(_role(len(levels)))), pa.py_buffer(data.reshape(-1).view("u1"))]
-    )
-    for level in reversed(range(len(levels))):
-        count //= levels[level].list_size
-        bitmap = _bitmap(items.get(_role(level)))
-        array = pa.Array.from_buffers(levels[level], count, [bitmap], children=[array])
-    return pa.ExtensionArray.from_storage(type_, array) if storage is not type_ else array
+def _fill_value(stream: Stream) -> npt.NDArray[Any]:
+    if stream.fill is None:
+        return np.zeros((), stream.numpy_dtype)
+    return np.asarray(stream.fill, stream.numpy_dtype)
 
 
-def _role(level: int) -> str:
-    return f"validity-{level}" if level else "validity"
+def _encode_presence(node: Node, array: pa.Array, intake: Intake) -> None:
+    intake.items[node.path] = validity(array)
 
 
-# -- strings and bytes ---------------------------------------------------------------------------------------
+def _encode_decimal(node: Node, array: pa.Array, intake: Intake) -> None:
+    _encode_mask(node, array, intake)
+    stream = node.stream("values")
+    text = to_text(array, node.type)
+    intake.items[stream.path] = to_cells(large_binary(text), stream.item_bytes)
 
 
-def _encode_packed(array: pa.Array, chars_before: int) -> dict[str, Items]:
-    flat = _large_binary(array)
-    validity = {} if not flat.null_count else {"validity": _validity(flat)}
-    offsets = (
-        np.frombuffer(flat.buffers()[1], np.int64, len(flat) + 1, flat.offset * 8)
-        if len(flat)
-        else np.zeros(1, np.int64)
-    )
-    chars = _used_chars(flat)
-    if flat.null_count and _has_bytes_under_nulls(offsets, validity["validity"]):
-        flat = flat.take(
-            pa.array(np.arange(len(flat)))
-        )  # a null owns no bytes: copy without what lies under it
-        offsets, chars = np.frombuffer(flat.buffers()[1], np.int64, len(flat) + 1), _used_chars(flat)
-    ends = offsets[1:].astype(np.uint64) + np.uint64(chars_before) - np.uint64(offsets[0])
-    return {"offsets": ends, "chars": chars} | validity
+def _encode_mask(node: Node, array: pa.Array, intake: Intake) -> None:
+    if array.null_count:
+        intake.items[node.stream("validity").path] = validity(array)
 
 
-def _decode_packed(items: Mapping[str, Items], rows: int) -> pa.Array:
-    offsets = items["offsets"].astype(np.int64)
-    if len(offsets) != rows + 1 or (rows and (np.diff(offsets) < 0).any()):
-        raise ValueError("its offsets do not ascend")
-    offsets -= offsets[0]
-    chars = np.ascontiguousarray(items["chars"])
-    if offsets[-1] > chars.size:
-        raise ValueError(f"its offsets end at byte {offsets[-1]} of {chars.size}")
-    buffers = [_bitmap(items.get("validity")), pa.py_buffer(offsets), pa.py_buffer(chars)]
-    return pa.Array.from_buffers(pa.large_binary(), rows, buffers)
+# -- strings and bytes -----------------------------------------------------------------------------------
 
 
-def _fixed_strings(column: Column, array: pa.Array) -> Items:
-    check(column, array)
-    flat = pc.fill_null(_large_binary(array), b"") if array.null_count else _large_binary(array)
-    return np.array(flat.to_pylist(), dtype=column.streams[0].numpy_dtype).reshape(len(array))
+def _encode_packed(node: Node, array: pa.Array, intake: Intake) -> None:
+    if pa.types.is_string_view(array.type) or pa.types.is_binary_view(array.type):
+        array = large_binary(array)
+    _encode_mask(node, array, intake)
+    array = _without_hidden(array)
+    offsets = offsets_of(array)
+    chars = node.stream("chars")
+    intake.items[node.stream("offsets").path] = _ends(offsets, intake.before(chars.space))
+    intake.items[chars.path] = used_chars(array)
+    intake.counts[chars.space] += int(offsets[-1]) - int(offsets[0])
 
 
-def _from_bytes(values: list[bytes], valid: Items | None) -> pa.Array:
-    if valid is not None:
-        return pa.array(
-            [v if ok else None for v, ok in zip(values, valid.tolist(), strict=True)], pa.large_binary()
-        )
-    return pa.array(values, pa.large_binary())
+def _without_hidden(array: pa.Array) -> pa.Array:
+    """Return text or binary without what lies under nulls, which is nobody's."""
+    if _nullsown_items(array, offsets_of(array)):
+        return array.take(pa.array(np.arange(len(array))))  # copies what there is
+    return array
 
 
-def _objects(column: Column, array: pa.Array) -> Items:
-    """Return an object array of str (UTF-8) or of uint8 arrays (bytes), as h5py wants them."""
+def _ends(offsets: Items, before: int) -> Items:
+    """Return where items end, counted over the whole column, from offsets that count from anywhere."""
+    return np.add(offsets[1:], before - int(offsets[0]), dtype=np.int64).view(np.uint64)
+
+
+def _nullsown_items(array: pa.Array, offsets: Items) -> bool:
+    """Whether there are items under nulls, which are nobody's."""
+    return bool(array.null_count and (np.diff(offsets)[~validity(array)] != 0).any())
+
+
+def _encode_vlen(node: Node, array: pa.Array, intake: Intake) -> None:
+    """Make an object array of str (UTF-8) or of uint8 arrays (bytes), as h5py wants them."""
+    _encode_mask(node, array, intake)
+    stream = node.streams[0]
     objects = np.empty(len(array), dtype=object)
-    if column.streams[0].dtype == "utf8":
+    if stream.dtype == "utf8":
         objects[:] = [value or "" for value in array.to_pylist()]
-        return objects
-    for row, value in enumerate(array.to_pylist()):
-        objects[row] = np.frombuffer(value or b"", np.uint8)
-    return objects
+    else:
+        for row, value in enumerate(array.to_pylist()):
+            objects[row] = np.frombuffer(value or b"", np.uint8)
+    intake.items[stream.path] = objects
 
 
-def _large_binary(array: pa.Array) -> pa.LargeBinaryArray:
-    if pa.types.is_large_string(array.type):
-        return array.view(pa.large_binary())
-    return array if array.type == pa.large_binary() else array.cast(pa.large_binary())
+def _encode_fixed_strings(node: Node, array: pa.Array, intake: Intake) -> None:
+    _check_string(node.path, node.kind, array)
+    _encode_mask(node, array, intake)
+    stream = node.streams[0]
+    cells = to_cells(_without_hidden(large_binary(array)), stream.item_bytes)
+    intake.items[stream.path] = cells.view(stream.numpy_dtype)
 
 
-def _used_chars(flat: pa.LargeBinaryArray) -> Items:
-    """Return the bytes between the first and the last offset, as a view."""
-    data = flat.buffers()[2]
-    if not len(flat) or data is None:
-        return np.empty(0, np.uint8)
-    offsets = np.frombuffer(flat.buffers()[1], np.int64, len(flat) + 1, flat.offset * 8)
-    return np.frombuffer(data, np.uint8, int(offsets[-1] - offsets[0]), int(offsets[0]))
+# -- lists -----------------------------------------------------------------------------------------------
 
 
-def _has_nul(flat: pa.LargeBinaryArray) -> bool:
-    if _used_chars(flat).all():
-        return False
-    # Some byte is 0, but perhaps one under a null, which is nobody's.
-    return bool(pc.any(pc.match_substring(flat, "\0")).as_py())
+def _encode_list(node: Node, array: pa.Array, intake: Intake) -> None:
+    _encode_mask(node, array, intake)
+    values, offsets = _list_items(array)
+    (child,) = node.children
+    intake.items[node.stream("offsets").path] = _ends(offsets, intake.before(child.space))
+    intake.counts[child.space] += len(values)
+    encode(child, values, intake)
 
 
-def _has_bytes_under_nulls(offsets: Items, valid: Items) -> bool:
-    return bool((np.diff(offsets)[~valid] != 0).any())
+def _list_items(array: pa.Array) -> tuple[pa.Array, Items]:
+    """Return the items of all lists, one list after the other, and their offsets."""
+    if not (pa.types.is_list_view(array.type) or pa.types.is_large_list_view(array.type)):
+        offsets = offsets_of(array)
+        if not _nullsown_items(array, offsets):
+            first = int(offsets[0])
+            return array.values.slice(first, int(offsets[-1]) - first), offsets
+    starts, lengths = list_ranges(array)
+    offsets = np.zeros(len(array) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return gather_ranges(array.values, starts, lengths, offsets), offsets
 
 
-# -- buffers -------------------------------------------------------------------------------------------------
+def _encode_fixed_list(node: Node, array: pa.Array, intake: Intake) -> None:
+    _encode_mask(node, array, intake)
+    size = array.type.list_size
+    (child,) = node.children
+    intake.counts[child.space] += len(array) * size
+    encode(child, array.values.slice(array.offset * size, len(array) * size), intake)
 
 
-def _fixed_items(array: pa.Array, dtype: np.dtype[Any]) -> Items:
-    """Return the values buffer as numpy sees it; a view over the array's memory."""
-    data = array.buffers()[1]
-    if data is None or not len(array):
-        return np.empty(len(array), dtype)
-    return np.frombuffer(data, dtype, len(array), array.offset * dtype.itemsize)
+# -- structs, unions, dictionaries, runs -----------------------------------------------------------------
 
 
-def _unpack_bits(array: pa.BooleanArray) -> Items:
-    return _bits(array.buffers()[1], array.offset, len(array))
+def _encode_struct(node: Node, array: pa.Array, intake: Intake) -> None:
+    _encode_mask(node, array, intake)
+    for number, child in enumerate(node.children):
+        encode(child, array.field(number), intake)
 
 
-def _validity(array: pa.Array) -> Items:
-    bitmap = array.buffers()[0]
-    if bitmap is None:
-        return np.ones(len(array), np.bool_)
-    return _bits(bitmap, array.offset, len(array))
+def _encode_sparse_union(node: Node, array: pa.Array, intake: Intake) -> None:
+    intake.items[node.streams[0].path] = own_items(array, 1, np.int8)
+    for number, child in enumerate(node.children):
+        encode(child, array.field(number), intake)
 
 
-def _bits(bitmap: pa.Buffer | None, offset: int, length: int) -> Items:
-    if bitmap is None or not length:
-        return np.zeros(length, np.bool_)
-    first = offset // 8
-    octets = np.frombuffer(bitmap, np.uint8, (offset + length + 7) // 8 - first, first)
-    bits = np.unpackbits(octets, bitorder="little")[offset - 8 * first :][:length]
-    return bits.view(np.bool_)
+def _encode_dense_union(node: Node, array: pa.Array, intake: Intake) -> None:
+    types = own_items(array, 1, np.int8)
+    within = own_items(array, 2, np.int32).astype(np.int64)
+    offsets = np.zeros(len(array), np.uint64)
+    for number, (child, code) in enumerate(zip(node.children, node.codes, strict=True)):
+        own = types == code
+        picked = within[own]
+        lengths = np.ones(len(picked), np.int64)
+        values = gather_ranges(array.field(number), picked, lengths, np.arange(len(picked) + 1))
+        before = intake.before(child.space)
+        offsets[own] = np.arange(before, before + len(picked))
+        intake.counts[child.space] += len(picked)
+        encode(child, values, intake)
+    intake.items[node.stream("types").path] = types
+    intake.items[node.stream("offsets").path] = offsets
 
 
-def _bitmap(valid: Items | None) -> pa.Buffer | None:
-    if valid is None or valid.all():
-        return None
-    return pa.py_buffer(np.packbits(valid.reshape(-1), bitorder="little"))
+def _encode_dictionary(node: Node, array: pa.DictionaryArray, intake: Intake) -> None:
+    (child,) = node.children
+    indices, dictionary = array.indices, array.dictionary
+    known, image = intake.dictionaries(node), image_of(dictionary)
+    categories = intake.before(child.space)
+    place = known.find(image)
+    if place is None:
+        grown = None if _has_dictionaries(child) else known.grows_from(dictionary, categories)
+        new = dictionary.slice(grown.size) if grown else dictionary
+        place = Place(grown.first if grown else categories, len(dictionary))
+        intake.counts[child.space] += len(new)
+        encode(child, new, intake)
+    stream, segments, _ = node.streams
+    if place != known.last:
+        start = intake.before(node.space)
+        intake.items[segments.path] = np.array([[intake.before(""), start, *place]], np.uint64)
+        intake.counts[segments.space] += 1
+    intake.place(known, image, place)
+    _encode_mask(node, indices, intake)
+    codes = fixed_items(indices, np.dtype(indices.type.to_pandas_dtype()))
+    if indices.type.bit_width != 8 * stream.item_bytes or not pa.types.is_signed_integer(indices.type):
+        codes = codes.astype(stream.numpy_dtype)
+    if place.first:
+        codes = codes + stream.numpy_dtype.type(place.first)
+    if indices.null_count:
+        codes = np.where(validity(indices), codes, _fill_value(stream))
+    intake.items[stream.path] = codes
+
+
+def _has_dictionaries(node: Node) -> bool:
+    return any(inner.kind == "dictionary" for inner in node.walk())
+
+
+def _encode_run_ends(node: Node, array: pa.RunEndEncodedArray, intake: Intake) -> None:
+    (ends_stream,) = node.streams
+    (child,) = node.children
+    first, count = array.find_physical_offset(), array.find_physical_length()
+    run_ends = array.run_ends.slice(first, count)
+    ends = fixed_items(run_ends, np.dtype(run_ends.type.to_pandas_dtype())).astype(np.int64) - array.offset
+    ends = np.minimum(ends, len(array)) + intake.before(node.space)
+    intake.items[ends_stream.path] = ends.view(np.uint64)
+    intake.counts[child.space] += count
+    encode(child, array.values.slice(first, count), intake)
+
+
+_ENCODERS: dict[str, Callable[[Node, Any, Intake], None]] = {
+    "plain": _encode_plain,
+    "bool": _encode_plain,
+    "presence": _encode_presence,
+    "vlen": _encode_vlen,
+    "packed": _encode_packed,
+    "decimal": _encode_decimal,
+    "struct": _encode_struct,
+    "list": _encode_list,
+    "fixed_list": _encode_fixed_list,
+    "dictionary": _encode_dictionary,
+    "sparse_union": _encode_sparse_union,
+    "dense_union": _encode_dense_union,
+    "run_ends": _encode_run_ends,
+}

@@ -6,20 +6,25 @@ import base64
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 
-from shmstore.assembly import InstrumentAssembly
+from shmstore.assembly import InstrumentAssembly, Ticket
 from shmstore.batch import PlainLayout
 from shmstore.config import ResolvedInstrument, StorageConfig
 from shmstore.dataset import RecordingFile
 from shmstore.errors import BrokenError, ConfigError, InvalidValueError, SchemaMismatchError
+from shmstore.evolution import Evolution, evolve, project
 from shmstore.names import RESERVED_INSTRUMENT_ATTRIBUTES, instrument_link
+from shmstore.physical import physical_schema
 from shmstore.pipeline import CodecPipeline
+from shmstore.planning import plan
 from shmstore.schema import first_difference
+from shmstore.schemabytes import from_bytes, travelling
 from shmstore.session import Session
 from shmstore.stats import InstrumentStats
 
@@ -27,7 +32,7 @@ _METADATA_LIMIT_BYTES = 16 * 2**20
 #: An escaped NUL, and not the six characters by which it is escaped: those come behind an escaped backslash.
 _NUL_IN_JSON = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 #: Options that belong to each producer; all others must agree among the producers of an instrument.
-_PRODUCER_OPTIONS = ("ring_bytes", "on_full", "put_timeout_s")
+_PRODUCER_OPTIONS = ("ring_bytes", "on_full", "put_timeout_s", "validate")
 
 
 class Instrument:
@@ -46,6 +51,10 @@ class Instrument:
     ----------
     high_water : int
         Highest use of a ring that has gone.
+    successors : list of Instrument
+        Those that took other schemas, under the policy ``new``.
+    first : bool
+        Whether it is no such successor itself.
     """
 
     def __init__(self, instrument_id: str, assembly: InstrumentAssembly, options: dict[str, Any]) -> None:
@@ -53,40 +62,79 @@ class Instrument:
         self.assembly = assembly
         self.options = options
         self.high_water = 0
-        self._schema: pa.Schema | None = None
+        self.successors: list[Instrument] = []
+        self.first = True
+        self._physical: pa.Schema | None = None
 
-    @cached_property
-    def plain_layout(self) -> PlainLayout:
-        """Where columns lie in loaned slots."""
-        if self.assembly.layout is None:
-            raise BrokenError(f"{self.instrument_id!r} has no schema yet")
-        return PlainLayout(self.assembly.layout)
+    @property
+    def schema(self) -> pa.Schema | None:
+        """The schema that holds; ``None`` as long as none was declared."""
+        layout = self.assembly.layout
+        return layout.schema if layout else None
 
-    def declare(self, schema: str) -> pa.Schema:
-        """Take the serialized schema (base64) of a producer.
+    def declare(self, schema: pa.Schema, image: bytes | None = None) -> None:
+        """Take a producer's schema, as the instrument's policy says.
+
+        Parameters
+        ----------
+        schema, image
+            As for `InstrumentAssembly.declare`.
 
         Raises
         ------
         SchemaMismatchError
-            The instrument has another one already.
+            The instrument has another one already, and does not take this one besides.
         UnsupportedTypeError
             A column cannot be recorded.
         """
-        try:
-            found = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(schema, validate=True)))
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise BrokenError(
-                f"what was declared for {self.instrument_id!r} is no Arrow schema: {error}"
-            ) from None
-        if self._schema is None:
-            self.assembly.declare(found)
-            self._schema = found
-        elif difference := first_difference(self._schema, found):
+        current = self.schema
+        if current is None:
+            self.assembly.declare(schema, image)
+            self._physical = physical_schema(travelling(schema))
+        elif self._evolves:
+            evolution = self._evolution(current, schema)
+            if evolution.changed:
+                self.assembly.evolve(evolution)
+                self._physical = physical_schema(travelling(evolution.schema))
+        elif difference := first_difference(current, schema):
             raise SchemaMismatchError(
                 f"instrument {self.instrument_id!r} is recorded with another schema: {difference}; "
-                "cast the batch, or use another instrument id"
+                "cast the batch, use another instrument id, or set schema_policy to 'evolve' or 'new'"
             )
-        return found
+
+    def append(self, batch: pa.RecordBatch) -> Ticket:
+        """Take a batch in, in its physical form and of a schema that was declared before."""
+        return self.assembly.append(project(batch, self._physical) if self._evolves else batch)
+
+    def append_plain(self, body: memoryview, rows: int, follows: Follows) -> Ticket:
+        """Take in what a loan left.
+
+        Raises
+        ------
+        BrokenError
+            The body is too small for its rows.
+        """
+        plain = follows.plain
+        plain.check(body, rows)
+        arrays = plain.arrays(body, rows)
+        if self._evolves and not follows.schema.equals(self.schema):
+            return self.append(plain.batch(arrays, rows, follows.physical))
+        return self.assembly.append_plain(arrays, rows)
+
+    @property
+    def _evolves(self) -> bool:
+        return self.assembly.config.schema_policy == "evolve"
+
+    def _evolution(self, current: pa.Schema, schema: pa.Schema) -> Evolution:
+        try:
+            return evolve(current, schema)
+        except SchemaMismatchError as error:
+            raise SchemaMismatchError(f"instrument {self.instrument_id!r}: {error}") from None
+
+    @property
+    def rows(self) -> int:
+        """Rows taken in, by its successors too."""
+        return self.assembly.rows + sum(instrument.assembly.rows for instrument in self.successors)
 
     def counts(self) -> dict[str, int]:
         """Return the counts that are the instrument's own; those of its producers are 0 yet."""
@@ -99,6 +147,34 @@ class Instrument:
             "ring_high_water": self.high_water,
         }
         return counts
+
+
+@dataclass(frozen=True)
+class Follows:
+    """What the slots of one schema number follow.
+
+    Attributes
+    ----------
+    instrument : Instrument
+        Where they go.
+    schema : pyarrow.Schema
+        As it was declared.
+    travelling : pyarrow.Schema
+        What Arrow's streams say of it.
+    physical : pyarrow.Schema
+        The form in which they are recorded.
+    """
+
+    instrument: Instrument
+    schema: pa.Schema
+    travelling: pa.Schema
+    physical: pa.Schema
+
+    @cached_property
+    def plain(self) -> PlainLayout:
+        """Where columns lie in loaned slots."""
+        config = self.instrument.assembly.config
+        return PlainLayout(plan(self.schema, lambda name: config.column(name).strings))
 
 
 class Instruments:
@@ -150,19 +226,14 @@ class Instruments:
         """
         options = {key: value for key, value in options.items() if key not in _PRODUCER_OPTIONS}
         instrument = self._by_id.get(instrument_id)
-        if instrument is None:
-            link = instrument_link(instrument_id)
-            resolved: ResolvedInstrument = self._config.instrument(instrument_id, **options)
-            with self._file.structure():
-                self._file.create_instrument(
-                    link,
-                    {"instrument_id": instrument_id, "created_at": datetime.now().astimezone().isoformat()},
-                )
-            interval = self._config.auto_flush_interval_secs or 1.0
-            assembly = InstrumentAssembly(
-                self._file, self._pipeline, link, resolved, interval, self._next_tails
+        if instrument is not None and not instrument.first:
+            raise InvalidValueError(
+                f"instrument id {instrument_id!r} is taken by what another instrument recorded under a "
+                "changed schema: use another id"
             )
-            instrument = self._by_id[instrument_id] = Instrument(instrument_id, assembly, options)
+        if instrument is None:
+            resolved: ResolvedInstrument = self._config.instrument(instrument_id, **options)
+            instrument = self._create(instrument_id, resolved, options, {})
         elif alone and instrument.assembly.layout is None:
             # Made by its metadata, or for a producer that came to nothing.
             instrument.assembly.config = self._config.instrument(instrument_id, **options)
@@ -173,6 +244,70 @@ class Instruments:
                 f"{options}: all its producers "
                 "must agree"
             )
+        return instrument
+
+    def declare(self, instrument_id: str, declared: str) -> Follows:
+        """Let slots of an instrument follow a schema.
+
+        Parameters
+        ----------
+        instrument_id
+            A known instrument.
+        declared
+            The schema, serialized, in base64.
+
+        Raises
+        ------
+        BrokenError
+            It is no schema.
+        SchemaMismatchError, UnsupportedTypeError
+            As for `Instrument.declare`.
+        """
+        try:
+            image = base64.b64decode(declared, validate=True)
+            schema = from_bytes(image)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise BrokenError(
+                f"what was declared for {instrument_id!r} is no Arrow schema: {error}"
+            ) from None
+        instrument = self._by_id[instrument_id]
+        if instrument.assembly.config.schema_policy == "new":
+            instrument = self._of_schema(instrument, schema)
+        instrument.declare(schema, image)
+        found = travelling(schema)
+        return Follows(instrument, schema, found, physical_schema(found))
+
+    def _of_schema(self, first: Instrument, schema: pa.Schema) -> Instrument:
+        """Return the one among an instrument's groups that has a schema; under the policy ``new``."""
+        for instrument in [first, *first.successors]:
+            if instrument.schema is None or not first_difference(instrument.schema, schema):
+                return instrument
+        number = len(first.successors) + 2
+        while (name := f"{first.instrument_id}~{number}") in self._by_id:
+            number += 1
+        successor = self._create(
+            name, first.assembly.config, first.options, {"continues": first.instrument_id}
+        )
+        successor.first = False
+        first.successors.append(successor)
+        return successor
+
+    def _create(
+        self,
+        instrument_id: str,
+        config: ResolvedInstrument,
+        options: dict[str, Any],
+        attributes: dict[str, str],
+    ) -> Instrument:
+        link = instrument_link(instrument_id)
+        created = datetime.now().astimezone().isoformat()
+        with self._file.structure():
+            self._file.create_instrument(
+                link, {"instrument_id": instrument_id, "created_at": created, **attributes}
+            )
+        interval = self._config.auto_flush_interval_secs or 1.0
+        assembly = InstrumentAssembly(self._file, self._pipeline, link, config, interval, self._next_tails)
+        instrument = self._by_id[instrument_id] = Instrument(instrument_id, assembly, options)
         return instrument
 
     def set_metadata(self, instrument_id: str | None, key: str, value: Any) -> None:

@@ -15,10 +15,12 @@ from shmstore.errors import InvalidValueError
 #: Names in the root group that belong to shmstore.
 RESERVED_INSTRUMENTS = frozenset({"metadata", "_shmstore"})
 #: Names in an instrument's group that belong to shmstore.
-RESERVED_COLUMNS = frozenset({"schema", "_arrow"})
+RESERVED_COLUMNS = frozenset({"schema", "_arrow", "CATEGORIES", "SEARCH_INDEXES"})
+#: Names in the group of a struct or a union that belong to shmstore.
+RESERVED_MEMBERS = frozenset({"TYPES", "OFFSETS"})
 #: Attributes of an instrument's group that belong to shmstore.
 RESERVED_INSTRUMENT_ATTRIBUTES = frozenset(
-    {"instrument_id", "created_at", "num_rows", "CLASS", "VERSION", "NROWS", "column-order"}
+    {"instrument_id", "created_at", "continues", "CLASS", "VERSION", "NROWS", "column-order"}
 )
 #: Longest instrument id, in UTF-8 bytes.
 MAX_INSTRUMENT_ID_BYTES = 4096
@@ -67,11 +69,11 @@ def instrument_link(instrument_id: str) -> str:
     Raises
     ------
     InvalidValueError
-        The id is empty, no text, holds a NUL, or is longer than 4,096 bytes.
+        The id is no text, holds a NUL, or is longer than 4,096 bytes.
     """
-    if not isinstance(instrument_id, str) or not instrument_id:
+    if not isinstance(instrument_id, str):
         raise InvalidValueError(
-            f"instrument id {instrument_id!r} is empty or no text: give it a name such as 'camera_1'"
+            f"instrument id {instrument_id!r} is no text: give it a name such as 'camera_1'"
         )
     if "\0" in instrument_id:  # HDF5 attributes, which keep it as it is, end there
         raise InvalidValueError(f"instrument id {instrument_id[:40]!r} holds a NUL character: remove it")

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-import numcodecs.blosc
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -25,9 +24,6 @@ __all__ = ["Encoded", "Encoder", "build_encoder"]
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Compress: TypeAlias = Callable[[Bytes], "bytes | memoryview | None"]
-
-# Blosc's process-wide threads would serialize our codec threads on one lock.
-numcodecs.blosc.use_threads = False
 
 _LZ4_LIMIT = 0x7E000000  # LZ4_MAX_INPUT_SIZE
 
@@ -114,9 +110,7 @@ def build_encoder(
     elif name == "lz4":
         compress = functools.partial(_lz4, level=level)
     elif name == "blosc":
-        compress = functools.partial(
-            _blosc, inner=str(inner), level=level or 0, shuffle=shuffle, itemsize=itemsize
-        )
+        compress = _blosc(str(inner), level or 0, shuffle, itemsize)
     elif name == "blosc2":
         compress = _blosc2(str(inner), level or 0, shuffle, itemsize)
     elif name == "bitshuffle":
@@ -168,13 +162,21 @@ def _lz4(data: Bytes, level: int | None) -> bytes | None:
     return b"".join((struct.pack(">QII", data.nbytes, data.nbytes, len(block)), block))
 
 
-def _blosc(data: Bytes, inner: str, level: int, shuffle: str, itemsize: int) -> bytes | None:
-    if data.nbytes > numcodecs.blosc.MAX_BUFFERSIZE:
-        return None
-    # The item size travels as the dtype: a Blosc chunk does not hold items of more than 255 bytes.
-    items = data.view(f"V{itemsize}") if itemsize <= numcodecs.blosc.MAX_TYPESIZE else data
-    compressed: bytes = numcodecs.blosc.compress(items, inner.encode(), level, _BLOSC_SHUFFLE[shuffle])
-    return compressed
+def _blosc(inner: str, level: int, shuffle: str, itemsize: int) -> Compress:
+    import numcodecs.blosc as blosc  # 0.03 s: only those who want it pay
+
+    # Blosc's process-wide threads would serialize our codec threads on one lock.
+    blosc.use_threads = False
+
+    def compress(data: Bytes) -> bytes | None:
+        if data.nbytes > blosc.MAX_BUFFERSIZE:
+            return None
+        # The item size travels as the dtype: a Blosc chunk does not hold items of more than 255 bytes.
+        items = data.view(f"V{itemsize}") if itemsize <= blosc.MAX_TYPESIZE else data
+        compressed: bytes = blosc.compress(items, inner.encode(), level, _BLOSC_SHUFFLE[shuffle])
+        return compressed
+
+    return compress
 
 
 _BLOSC_SHUFFLE = {"none": 0, "byte": 1, "bit": 2}

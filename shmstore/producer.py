@@ -22,24 +22,31 @@ from shmstore.batch import BatchWriter, PlainLayout, batches_of
 from shmstore.config import ResolvedInstrument
 from shmstore.control import ControlConnection, raise_error
 from shmstore.descriptor import Descriptor
-from shmstore.encoding import check
+from shmstore.encoding import check, has_plain_strings
 from shmstore.errors import (
     BatchTooLargeError,
     BrokenError,
     ClosedError,
+    InvalidValueError,
     RingFullError,
     SchemaMismatchError,
     ShmStoreError,
 )
-from shmstore.layout import Layout, plan
+from shmstore.layout import Layout
 from shmstore.loan import Loan
+from shmstore.physical import physical_schema, retyped
+from shmstore.planning import plan
 from shmstore.queue import DescriptorQueue
 from shmstore.ring import SLOT_HEADER_BYTES, Kind, Life, Ring
 from shmstore.schema import first_difference
+from shmstore.schemabytes import from_bytes, to_bytes
 from shmstore.segment import align
 from shmstore.session import Session, State
 from shmstore.stats import ProducerStats
+from shmstore.validity import check_full
 
+#: Number of a schema that the writer has not heard of.
+_UNDECLARED = -1
 #: Longest time between two looks at whether the recording still lives, while waiting for space.
 _LOOK_S = 0.1
 #: How long the writer may take to say, at the end of a recording, which slots it took.
@@ -62,6 +69,7 @@ class _Declared(NamedTuple):
     """What a producer knows of its schema once the writer has taken it."""
 
     schema: pa.Schema
+    physical: pa.Schema  # the form in which its batches are recorded
     schema_id: int
     layout: Layout
     writer: BatchWriter
@@ -90,6 +98,7 @@ class Producer:
         self._given = (schema, schema_id)
         self._declared: _Declared | None = None
         self._attachment: _Attachment | None = None
+        self._known: list[_Declared] = []  # every schema declared so far
         self._plain: PlainLayout | None = None
         self._loaned = False
         self._ended: Life | None = None
@@ -144,7 +153,9 @@ class Producer:
                     sequence = None if sequence is None else taken  # rows dropped before stay dropped
             except (TypeError, ValueError) as error:
                 if not isinstance(error, ShmStoreError):
-                    raise type(error)(f"{self.instrument_id!r}: {error}") from None
+                    # Not of its own type: that of some, such as UnicodeDecodeError, takes other arguments.
+                    kind = TypeError if isinstance(error, TypeError) else ValueError
+                    raise kind(f"{self.instrument_id!r}: {error}") from None
                 raise
             return sequence
 
@@ -168,42 +179,64 @@ class Producer:
             skip = declared.writer.write(part, body)
             body.release()
             left -= part.num_rows
-            sequence = self._seal(Kind.IPC, size, part.num_rows, declared.schema_id, skip)
+            kind = Kind.STREAM if declared.writer.streams else Kind.IPC
+            sequence = self._seal(kind, size, part.num_rows, declared.schema_id, skip)
         return sequence
 
     def _check_batch(self, batch: pa.RecordBatch) -> tuple[_Declared, pa.RecordBatch]:
         """Refuse what does not fit; return what the batch follows, and the batch under exactly that."""
-        declared = self._declared or self._declare(batch.schema)
+        declared = self._declared or self._describe(batch.schema, _UNDECLARED)
         if batch.schema is not declared.schema and not batch.schema.equals(declared.schema):
-            difference = first_difference(declared.schema, batch.schema)
-            if difference:
-                raise SchemaMismatchError(
-                    f"a batch for {self.instrument_id!r} has another schema: {difference}; cast it, or "
-                    "use another instrument id"
-                )
+            if difference := first_difference(declared.schema, batch.schema):
+                declared = self._other_schema(batch.schema, difference)
             # Metadata may differ, or a column be declared free of nulls here: the same columns all the same.
-            batch = pa.RecordBatch.from_arrays(batch.columns, schema=declared.schema)
+            batch = _under(batch, declared.schema)
+        if self._config.validate == "full" and (fault := check_full(batch)):
+            raise InvalidValueError(f"a batch for {self.instrument_id!r} is not valid: {fault}")
         for index in declared.checked:
-            check(declared.layout.columns[index], batch.column(index))
+            _check_column(declared, batch, index)
+        if declared.schema_id == _UNDECLARED:  # only now: what is refused leaves no trace
+            return self._declare(declared.schema), batch
         return declared, batch
+
+    def _other_schema(self, schema: pa.Schema, difference: str) -> _Declared:
+        """Return what a batch of another schema follows from now on, if the instrument takes it."""
+        if self._config.schema_policy == "strict":
+            raise SchemaMismatchError(
+                f"a batch for {self.instrument_id!r} has another schema: {difference}; cast it, use "
+                "another instrument id, or set schema_policy to 'evolve' or 'new'"
+            )
+        for known in self._known:
+            if not first_difference(known.schema, schema):
+                self._declared = known
+                return known
+        return self._describe(schema, _UNDECLARED)
 
     def _cut(
         self, batch: pa.RecordBatch, declared: _Declared, ring: Ring
     ) -> list[tuple[pa.RecordBatch, int]]:
         """Cut a batch into slices that the ring takes easily; each with the bytes that it needs."""
+        batch = declared.writer.compact(batch)
         size = declared.writer.size(batch)
         easy = ring.capacity // _SLOTS_PER_RING - SLOT_HEADER_BYTES
         if size <= easy:
             return [(batch, size)]
-        if batch.num_rows <= 1:
+        # Dictionaries travel with every slice: where they are large, larger slots carry fewer copies of them.
+        one = declared.writer.compact(batch.slice(0, 1))
+        fixed = declared.writer.size(one) - pa.ipc.get_record_batch_size(one)
+        limit = easy if 2 * fixed <= easy else min(2 * fixed, ring.largest_body)
+        if size <= limit:
+            return [(batch, size)]
+        if batch.num_rows <= 1 or fixed >= limit:
             if size > ring.largest_body:
+                what = "one row" if batch.num_rows == 1 else "the dictionary"
                 raise BatchTooLargeError(
-                    f"one row of {self.instrument_id!r} has {size} bytes, more than its ring of "
+                    f"{what} of {self.instrument_id!r} has {size} bytes, more than its ring of "
                     f"{ring.capacity} takes: set "
                     f"ring_bytes to at least {_SLOTS_PER_RING * align(size)}"
                 )
             return [(batch, size)]
-        parts = min(batch.num_rows, -(-size // easy))
+        parts = min(batch.num_rows, -(-(size - fixed) // (limit - fixed)))
         step = -(-batch.num_rows // parts)
         slices = [batch.slice(start, step) for start in range(0, batch.num_rows, step)]
         return [cut for part in slices for cut in self._cut(part, declared, ring)]
@@ -242,7 +275,8 @@ class Producer:
             if rows < 0:
                 raise ValueError(f"{self.instrument_id!r}: a loan has 0 rows or more, not {rows}")
             declared = self._declared or self._declare(self._given[0])
-            self._plain = self._plain or PlainLayout(declared.layout)
+            if self._plain is None or self._plain.layout is not declared.layout:
+                self._plain = PlainLayout(declared.layout)
             size = self._plain.size(rows)
             if size > ring.largest_body:
                 raise BatchTooLargeError(
@@ -390,6 +424,7 @@ class Producer:
         self._lock = threading.RLock() if attachment is not None else self._lock
         if self._declared is None and self._given[0] is not None:
             self._declared = self._describe(*self._given)
+            self._known.append(self._declared)
         return self._attachment
 
     def _declare(self, schema: pa.Schema | None) -> _Declared:
@@ -399,20 +434,27 @@ class Producer:
                 f"{self.instrument_id!r} has no schema yet: give one to storage.producer(), or put() a "
                 "batch before loan()"
             )
+        described = self._describe(schema, -1)  # refuses what it cannot be before the writer hears of it
+        self._plan(schema)  # refuses what cannot be recorded before anybody else hears of it
         connection = ControlConnection(self._attach().session.control_path)
         try:
-            serialized = base64.b64encode(schema.serialize()).decode()
+            serialized = base64.b64encode(to_bytes(schema)).decode()
             reply = connection.request("declare", ring=self._number, schema=serialized)
         finally:
             connection.close()
         self._given = (schema, int(reply["schema_id"]))
-        self._declared = self._describe(*self._given)
+        self._declared = described._replace(schema_id=self._given[1])
+        self._known.append(self._declared)
         return self._declared
 
+    def _plan(self, schema: pa.Schema) -> Layout:
+        return plan(schema, lambda name: self._config.column(name).strings)
+
     def _describe(self, schema: pa.Schema, schema_id: int) -> _Declared:
-        layout = plan(schema, lambda name: self._config.column(name).strings)
+        layout = self._plan(schema)
         checked = tuple(column.index for column in layout.columns if column.encoding not in ("plain", "bool"))
-        return _Declared(schema, schema_id, layout, BatchWriter(schema), checked)
+        physical = physical_schema(schema)
+        return _Declared(schema, physical, schema_id, layout, BatchWriter(schema), checked)
 
     # -- counts and the end ----------------------------------------------------------------------------------
 
@@ -473,7 +515,9 @@ class Producer:
                 "another"
             )
         schema, schema_id = self._given
-        return _unpickle, (str(self._folder), self._number, self._config, schema, schema_id)
+        # Not the schema itself: some of its types cannot be pickled.
+        image = None if schema is None else to_bytes(schema)
+        return _unpickle, (str(self._folder), self._number, self._config, image, schema_id)
 
     def __repr__(self) -> str:
         state = (
@@ -484,6 +528,32 @@ class Producer:
             else "not in use yet"
         )
         return f"<Producer of {self.instrument_id!r}: {state}>"
+
+
+def _under(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """Return a batch under a schema with the same columns, but other metadata."""
+    try:
+        columns = batch.columns
+    except KeyError:  # a type without an array class
+        return retyped(batch, schema)
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _check_column(declared: _Declared, batch: pa.RecordBatch, index: int) -> None:
+    """Refuse a column that could not be recorded exactly."""
+    column, field = declared.layout.columns[index], declared.physical.field(index)
+    if field.type != declared.schema.field(index).type:
+        part = batch.select([index])
+        try:
+            part.validate(full=True)
+        except pa.ArrowException:
+            # Arrow refuses some values of such a type that are recorded all the same. If it is more than
+            # that, it is so in the physical form too.
+            check(column, retyped(part, pa.schema([field])).column(0))
+            return
+        if not has_plain_strings(column.node):
+            return
+    check(column, batch.column(index))
 
 
 def _let_go(attachment: _Attachment, life: Life) -> None:
@@ -497,6 +567,7 @@ def _let_go(attachment: _Attachment, life: Life) -> None:
 
 
 def _unpickle(
-    folder: str, number: int, config: ResolvedInstrument, schema: pa.Schema | None, schema_id: int
+    folder: str, number: int, config: ResolvedInstrument, image: bytes | None, schema_id: int
 ) -> Producer:
+    schema = None if image is None else from_bytes(image)
     return Producer(Path(folder), number, config, schema, schema_id)

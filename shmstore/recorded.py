@@ -17,11 +17,13 @@ import h5py
 import numpy as np
 import pyarrow as pa
 
-from shmstore.column import StoredColumn, row_bytes
+from shmstore.column import StoredColumn
 from shmstore.errors import IncompleteFileError, InvalidValueError
-from shmstore.layout import Column, Layout
+from shmstore.layout import ROWS, Column, Layout
 from shmstore.names import RESERVED_INSTRUMENT_ATTRIBUTES
 from shmstore.opening import OpenedFile, naming
+from shmstore.physical import physical_type, retyped
+from shmstore.schemabytes import from_bytes
 
 #: Arrow bytes in a batch of `Instrument.iter_batches`, by default: many chunks, little memory.
 _BATCH_BYTES = 16 * 2**20
@@ -48,6 +50,7 @@ class Instrument:
         self.link = link
         self._opened = opened
         self._layout: Layout | None = None
+        self._layout_text = ""
         self._checked: set[str] = set()
 
     def __repr__(self) -> str:
@@ -58,7 +61,9 @@ class Instrument:
     @property
     def layout(self) -> Layout | None:
         """How its columns are stored; ``None`` as long as nothing was recorded."""
-        return self._layout or self._opened.look(self._load_layout)
+        if self._layout is None or self._opened.live:  # the schema of a live one may evolve
+            return self._opened.look(self._load_layout)
+        return self._layout
 
     @property
     def schema(self) -> pa.Schema:
@@ -89,8 +94,7 @@ class Instrument:
     @property
     def num_rows(self) -> int:
         """Rows that can be read, counted at each access: those that every column has."""
-        layout = self.layout
-        return self._settled(partial(self._rows, layout)) if layout else 0
+        return self._settled(self._rows) if self.layout else 0
 
     def datasets(self, column: str | int) -> dict[str, str]:
         """Return the paths of a column's datasets in the file, for use with h5py.
@@ -103,12 +107,13 @@ class Instrument:
         Returns
         -------
         dict of str to str
-            By role: ``"values"``, or ``"offsets"`` and ``"chars"``; ``"validity"`` only if there were nulls.
+            By role for the outermost type: ``"values"``, or ``"offsets"`` and ``"chars"``; ``"validity"``
+            only if there were nulls.
         """
         (picked,) = self._pick(self._need_layout(), [column])
 
         def look(file: h5py.File) -> dict[str, str]:
-            paths = {stream.role: f"/{self.link}/{stream.path}" for stream in picked.streams}
+            paths = {stream.role: f"/{self.link}/{stream.path}" for stream in picked.node.streams}
             return {role: path for role, path in paths.items() if path in file}
 
         return self._opened.look(look)
@@ -139,9 +144,8 @@ class Instrument:
         InvalidValueError
             A name stands for more than one column.
         """
-        layout = self._need_layout()
-        picked = self._pick(layout, columns)
-        return self._settled(partial(self._table, layout, picked, slice(start, stop)))
+        positions = self._positions(columns)
+        return self._settled(partial(self._table, positions, slice(start, stop)))
 
     def iter_batches(
         self, batch_rows: int | None = None, columns: Sequence[str | int] | None = None
@@ -162,10 +166,7 @@ class Instrument:
         """
         if batch_rows is not None and batch_rows < 1:
             raise InvalidValueError(f"batch_rows={batch_rows} makes no batches: give 1 or more")
-        layout = self._need_layout()
-        picked = self._pick(layout, columns)
-        step = batch_rows or max(1, _BATCH_BYTES // max(1, sum(row_bytes(column) for column in picked)))
-        return self._batches(layout, picked, step)
+        return self._batches(self._positions(columns), batch_rows)
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         """Hand out :meth:`iter_batches` as an Arrow C stream."""
@@ -175,21 +176,29 @@ class Instrument:
     # -- within -------------------------------------------------------------------------------------------
 
     def _need_layout(self) -> Layout:
-        if layout := self.layout:
-            return layout
-        raise IncompleteFileError(
-            f"{self._opened.path}: instrument {self.instrument_id!r} has no schema: nothing was recorded yet"
-        )
+        return self._required(self.layout)
+
+    def _required(self, layout: Layout | None) -> Layout:
+        if layout is None:
+            raise IncompleteFileError(
+                f"{self._opened.path}: instrument {self.instrument_id!r} has no schema: nothing was "
+                "recorded yet"
+            )
+        return layout
 
     def _load_layout(self, file: h5py.File) -> Layout | None:
-        if self._layout is None:
-            with naming(self._opened.path, f"instrument {self.instrument_id!r}"):
-                own = file[self.link].get("_arrow")
-                if own is None or "schema" not in own or "layout" not in own:
-                    return None
-                schema = pa.ipc.read_schema(pa.py_buffer(own["schema"][()].tobytes()))
-                self._layout = Layout.from_json(own["layout"].asstr()[()], schema)
+        with naming(self._opened.path, f"instrument {self.instrument_id!r}"):
+            own = file[self.link].get("_arrow")
+            if own is None or "schema" not in own or "layout" not in own:
+                return None
+            text = own["layout"].asstr()[()]
+            if text != self._layout_text:
+                schema = from_bytes(own["schema"][()].tobytes())
+                self._layout, self._layout_text = Layout.from_json(text, schema), text
         return self._layout
+
+    def _positions(self, wanted: Sequence[str | int] | None) -> list[int]:
+        return [column.index for column in self._pick(self._need_layout(), wanted)]
 
     def _pick(self, layout: Layout, wanted: Sequence[str | int] | None) -> list[Column]:
         if isinstance(wanted, str):
@@ -215,32 +224,41 @@ class Instrument:
             )
         return found[0]
 
-    def _stored(self, file: h5py.File, column: Column) -> StoredColumn:
-        return StoredColumn(file[self.link], column, self._need_layout().schema.field(column.index).type)
+    def _stored(self, file: h5py.File, layout: Layout, column: Column) -> StoredColumn:
+        type_ = pa.null() if column is ROWS else layout.schema.field(column.index).type
+        return StoredColumn(file[self.link], column, physical_type(type_))
 
     def _naming(self, column: Column) -> AbstractContextManager[None]:
         return naming(self._opened.path, f"instrument {self.instrument_id!r}, column {column.name!r}")
 
-    def _settled(self, attempt: Callable[[h5py.File], Result]) -> Result:
+    def _settled(self, attempt: Callable[[Layout, h5py.File], Result]) -> Result:
         """Return what ``attempt`` makes of the file; of a live one, with every mask that its rows need.
 
         Masks are made when the first null comes. One that was made after the file had been opened is not seen
         there, but the rows that it is for may be, and their nulls would look like values.
         """
-        if not self._opened.live:
-            return self._opened.look(attempt)
+
+        def look(file: h5py.File) -> tuple[set[str], Result]:
+            layout = self._layout_in(file)
+            return self._missing(file) if self._opened.live else set(), attempt(layout, file)
+
         while True:
-            missing, result = self._opened.look(lambda file: (self._missing(file), attempt(file)))
+            missing, result = self._opened.look(look)
             if not missing or missing == self._opened.look(self._missing):
                 return result
 
     def _missing(self, file: h5py.File) -> set[str]:
         """Return the paths of the masks that were not made yet."""
-        layout = self._need_layout()
-        lazy = {stream.path for column in layout.columns for stream in column.streams if stream.lazy}
+        columns = self._layout.columns if self._layout else ()
+        lazy = {stream.path for column in columns for stream in column.streams if stream.lazy}
         with naming(self._opened.path, f"instrument {self.instrument_id!r}"):
             group = file[self.link]
             return {path for path in lazy if path not in group}
+
+    def _layout_in(self, file: h5py.File) -> Layout:
+        """Return the layout at the moment of a look: a live one may evolve from one to the next."""
+        layout = self._load_layout(file) if self._layout is None or self._opened.live else self._layout
+        return self._required(layout)
 
     def _rows(self, layout: Layout, file: h5py.File) -> int:
         """Return the rows counted at the end of the recording, or else those that all columns have."""
@@ -248,27 +266,32 @@ class Instrument:
         if counted is not None:
             return counted
         rows = []
-        for column in layout.columns:
+        for column in layout.columns or (ROWS,):
             with self._naming(column):
-                rows.append(self._stored(file, column).rows())
+                rows.append(self._stored(file, layout, column).rows())
         return min(rows, default=0)
+
+    def _rows_per_batch(self, positions: list[int], rows: int, layout: Layout, file: h5py.File) -> int:
+        picked = [layout.columns[position] for position in positions]
+        size = sum(self._stored(file, layout, column).row_bytes(rows) for column in picked)
+        return max(1, _BATCH_BYTES // max(size, 1))
 
     def _counted_rows(self, file: h5py.File) -> int | None:
         with naming(self._opened.path, f"instrument {self.instrument_id!r}"):
-            counted = file[self.link].attrs.get("num_rows")
+            counted = file[self.link].attrs.get("NROWS")
             return None if counted is None else int(counted)
 
-    def _table(self, layout: Layout, picked: list[Column], wanted: slice, file: h5py.File) -> pa.Table:
+    def _table(self, positions: list[int], wanted: slice, layout: Layout, file: h5py.File) -> pa.Table:
+        picked = [layout.columns[position] for position in positions]
         start, stop, _ = wanted.indices(self._rows(layout, file))
         stop = max(start, stop)
         arrays = []
         for column in picked:
             with self._naming(column):
-                stored = self._stored(file, column)
+                stored = self._stored(file, layout, column)
                 self._check(file, column, stored)
-                arrays.append(stored.read(start, stop))
-        fields = [layout.schema.field(column.index) for column in picked]
-        schema = pa.schema(fields, metadata=layout.schema.metadata)
+                arrays.append(_logical(stored.read(start, stop), layout.schema.field(column.index)))
+        schema = _schema_of(layout, picked)
         if picked:
             return pa.Table.from_arrays(arrays, schema=schema)
         # A table without columns has rows all the same.
@@ -287,11 +310,37 @@ class Instrument:
         stored.check_chunks()
         self._checked.add(column.path)
 
-    def _batches(self, layout: Layout, picked: list[Column], step: int) -> Iterator[pa.RecordBatch]:
+    def _batches(self, positions: list[int], batch_rows: int | None) -> Iterator[pa.RecordBatch]:
         rows = self.num_rows
+        step = batch_rows or self._settled(partial(self._rows_per_batch, positions, rows))
+        schema: pa.Schema | None = None
         for start in range(0, rows, step):
             wanted = slice(start, min(start + step, rows))
-            yield from self._settled(partial(self._table, layout, picked, wanted)).to_batches()
+            table = self._settled(partial(self._table, positions, wanted))
+            schema = schema or table.schema
+            # Rows of before an evolution fit what their columns were then.
+            yield from (table if table.schema.equals(schema) else table.cast(schema)).to_batches()
+
+
+def _schema_of(layout: Layout, picked: list[Column]) -> pa.Schema:
+    """Return the schema of some columns, with all of the metadata: a key may be there twice."""
+    schema = layout.schema
+    if picked == list(layout.columns):
+        return schema
+    for column in picked:
+        schema = schema.append(layout.schema.field(column.index))
+    for _ in layout.columns:
+        schema = schema.remove(0)
+    return schema
+
+
+def _logical(values: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
+    """Return values in their physical form as what their field says they are."""
+    if values.type.equals(field.type, check_metadata=True):
+        return values
+    physical, logical = pa.schema([field.with_type(values.type)]), pa.schema([field])
+    batches = [retyped(pa.record_batch([chunk], schema=physical), logical) for chunk in values.chunks]
+    return pa.Table.from_batches(batches, schema=logical).column(0)
 
 
 def metadata_of(group: h5py.Group, ours: Iterable[str] = ()) -> dict[str, Any]:

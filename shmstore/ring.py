@@ -68,6 +68,7 @@ class Kind(enum.IntEnum):
     PAD = 0
     IPC = 1
     PLAIN = 2
+    STREAM = 3
 
 
 class Life(enum.IntEnum):
@@ -390,7 +391,7 @@ class Ring:
                 crc != zlib.crc32(header)
                 or magic != _SLOT_MAGIC
                 or where != position
-                or kind > Kind.PLAIN
+                or kind > Kind.STREAM
                 or place + (end - position) > self.capacity
                 or skip > length
             ):

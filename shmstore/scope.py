@@ -99,6 +99,10 @@ class InstrumentConfig(Scope):
         What a full ring means for ``put``: ``"block"``, ``"raise"`` or ``"drop_newest"``.
     put_timeout_s : float or None
         Longest wait of a ``put`` under ``"block"``, in seconds; ``math.inf`` or ``"none"``: no limit.
+    schema_policy : str or None
+        What becomes of a batch with another schema: ``"strict"``, ``"evolve"`` or ``"new"``.
+    validate : str or None
+        What ``put`` checks in a batch: ``"basic"`` or ``"full"``.
     columns : Mapping of str to ColumnConfig
         Columns that differ, by name; read-only.
     """
@@ -112,6 +116,8 @@ class InstrumentConfig(Scope):
     ring_bytes: int | None = None
     on_full: str | None = None
     put_timeout_s: float | None = None
+    schema_policy: str | None = None
+    validate: str | None = None
     columns: Mapping[str, ColumnConfig] = field(default_factory=dict, hash=False)
 
     if TYPE_CHECKING:  # what the fields hold is narrower than what is accepted for them
@@ -128,6 +134,8 @@ class InstrumentConfig(Scope):
             ring_bytes: int | str | None = ...,
             on_full: str | None = ...,
             put_timeout_s: float | str | None = ...,
+            schema_policy: str | None = ...,
+            validate: str | None = ...,
             columns: Mapping[str, ColumnConfig | Mapping[str, Any]] = ...,
         ) -> None: ...
 
@@ -174,6 +182,10 @@ class ResolvedInstrument:
         What a full ring means for ``put``: ``"block"``, ``"raise"`` or ``"drop_newest"``.
     put_timeout_s : float or None
         Longest wait of a ``put`` under ``"block"``, in seconds; None: as long as the storage lives.
+    schema_policy : str
+        What becomes of a batch with another schema: ``"strict"``, ``"evolve"`` or ``"new"``.
+    validate : str
+        What ``put`` checks in a batch: ``"basic"`` or ``"full"``.
     default_column : ResolvedColumn
         What holds for a column that nothing is set for.
     columns : tuple of (str, ResolvedColumn)
@@ -186,6 +198,8 @@ class ResolvedInstrument:
     ring_bytes: int
     on_full: str
     put_timeout_s: float | None
+    schema_policy: str
+    validate: str
     default_column: ResolvedColumn
     columns: tuple[tuple[str, ResolvedColumn], ...] = ()
 

@@ -286,6 +286,8 @@ SETTINGS: Mapping[str, Setting] = {
     "ring_bytes": _size(4 * KIB, TIB),
     "on_full": _choice("block", "raise", "drop_newest"),
     "put_timeout_s": _number(0, _LONGEST_WAIT_S, "seconds", unlimited=True),
+    "schema_policy": _choice("strict", "evolve", "new"),
+    "validate": _choice("basic", "full"),
     "commit_interval_ms": _number(0, 60_000, "milliseconds"),
     "commit_bytes": _size(1, TIB),
     "auto_flush_interval_secs": _number(0, 86_400, "seconds"),
@@ -294,4 +296,6 @@ SETTINGS: Mapping[str, Setting] = {
 }
 
 #: Settings that an instrument takes and a column does not.
-INSTRUMENT_ONLY = frozenset({"ring_bytes", "on_full", "put_timeout_s", "chunk_bytes"})
+INSTRUMENT_ONLY = frozenset(
+    {"ring_bytes", "on_full", "put_timeout_s", "chunk_bytes", "schema_policy", "validate"}
+)

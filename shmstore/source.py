@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 
-import pyarrow as pa
-
 from shmstore.accounting import Account
 from shmstore.assembly import Ticket
 from shmstore.errors import BrokenError, StorageError
+from shmstore.instruments import Follows
 from shmstore.queue import DescriptorQueue
 from shmstore.ring import Life, Ring, Slot
 from shmstore.session import Session
@@ -32,8 +31,8 @@ class Source:
 
     Attributes
     ----------
-    schemas : dict of int to pyarrow.Schema
-        The schemas its slots may follow, by number.
+    follows : dict of int to Follows
+        What its slots may follow, by the number of their schema.
     account : Account
         Its counts.
     """
@@ -50,7 +49,7 @@ class Source:
         except StorageError:
             self.ring.close()
             raise
-        self.schemas: dict[int, pa.Schema] = {}
+        self.follows: dict[int, Follows] = {}
         self.account = Account(instrument_id, number)
         self._dropped_by_abort = 0
         self._broken = False

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from shmstore.buffers import Items
 from shmstore.dataset import Dataset
-from shmstore.encoding import Items
 from shmstore.layout import Stream
 from shmstore.pipeline import Chunk, CodecPipeline, Encode
 

@@ -18,13 +18,16 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import pyarrow as pa
+
 from shmstore.accounting import Account, imbalances
-from shmstore.batch import read_ipc
+from shmstore.batch import read_ipc, read_stream
 from shmstore.config import StorageConfig
 from shmstore.control import Message, error_reply
 from shmstore.dataset import RecordingFile
 from shmstore.errors import BrokenError, InvalidValueError, ShmStoreError
-from shmstore.instruments import Instrument, Instruments
+from shmstore.instruments import Follows, Instrument, Instruments
+from shmstore.physical import retyped
 from shmstore.pipeline import CodecPipeline
 from shmstore.quarantine import Quarantine
 from shmstore.ring import Kind, Slot
@@ -107,6 +110,9 @@ class Writer:
         now = time.monotonic()
         if self._commit_is_due(now):
             self._commit()
+        # After the commit, so that it waits for what was begun a turn ago: that ran while this turn's slots
+        # were taken in.
+        self._pipeline.write_behind()
         interval = self._config.auto_flush_interval_secs
         if interval and now - self._last_publish >= interval:
             self._publish(older_than_s=interval)
@@ -153,20 +159,16 @@ class Writer:
         return taken
 
     def _record(self, source: Source, slot: Slot) -> None:
-        instrument = self._instruments[source.instrument_id]
-        assembly = instrument.assembly
         try:
-            schema = source.schemas.get(slot.schema_id)
-            if schema is None or assembly.layout is None:
+            follows = source.follows.get(slot.schema_id)
+            if follows is None:
                 raise BrokenError(
                     f"batch {slot.sequence} of {source.instrument_id!r} follows a schema never declared"
                 )
             if slot.kind == Kind.PLAIN:
-                plain = instrument.plain_layout
-                plain.check(slot.body, slot.rows)
-                ticket = assembly.append_plain(plain.arrays(slot.body, slot.rows), slot.rows)
+                ticket = follows.instrument.append_plain(slot.body, slot.rows, follows)
             else:
-                ticket = assembly.append(read_ipc(slot.body, slot.skip, schema, slot.rows))
+                ticket = follows.instrument.append(_batch_of(slot, follows))
         except (InvalidValueError, BrokenError) as error:
             self._keep_aside(source, slot, error)
             source.hold(slot, None)
@@ -175,13 +177,12 @@ class Writer:
 
     def _keep_aside(self, source: Source, slot: Slot, reason: ShmStoreError) -> None:
         """Put a batch that the file cannot take into quarantine, and say so."""
-        schema = source.schemas.get(slot.schema_id)
+        follows = source.follows.get(slot.schema_id)
         path = None
-        if schema is not None and slot.kind == Kind.IPC:
+        if follows is not None and slot.kind != Kind.PLAIN:
             with contextlib.suppress(BrokenError):
-                path = self._quarantine.keep(
-                    source.instrument_id, read_ipc(slot.body, slot.skip, schema, slot.rows)
-                )
+                batch = retyped(_batch_of(slot, follows), follows.schema)
+                path = self._quarantine.keep(source.instrument_id, batch)
         path = path or self._quarantine.keep_bytes(source.instrument_id, slot.body)
         self._problem(
             f"{slot.rows} rows of {source.instrument_id!r} are in {path}, not in the file: {reason}"
@@ -215,6 +216,8 @@ class Writer:
         for instrument in self._instruments:
             self._settle_if_crowded(instrument)
             instrument.assembly.publish_variable()
+        self._file.behind.wait()
+        self._pipeline.write_ready()
         self._file.flush()
         written = self._pipeline.written
         for source in self._sources.values():
@@ -370,9 +373,8 @@ class Writer:
         source = self._sources.get(ring)
         if source is None:
             raise BrokenError(f"ring {ring} is not attached to this recording")
-        found = self._instruments[source.instrument_id].declare(schema)
-        number = len(source.schemas)
-        source.schemas[number] = found
+        number = len(source.follows)
+        source.follows[number] = self._instruments.declare(source.instrument_id, schema)
         return {"schema_id": number}
 
     def _set_metadata(self, instrument: str | None, key: str, value: Any) -> None:
@@ -430,7 +432,8 @@ class Writer:
             self._detach(source)
         problems = list(self._problems)
         for instrument in self._instruments:
-            problems += imbalances(instrument.instrument_id, instrument.assembly.rows, self._accounts)
+            if instrument.first:
+                problems += imbalances(instrument.instrument_id, instrument.rows, self._accounts)
         state = "aborted" if ending == "abort" else "partial" if problems else "complete"
         accounting = {
             "producers": [account.to_dict() for account in self._accounts],
@@ -456,3 +459,10 @@ class Writer:
         self._pipeline.close()
         self._sync_pool.shutdown()
         return report
+
+
+def _batch_of(slot: Slot, follows: Follows) -> pa.RecordBatch:
+    if slot.kind == Kind.STREAM:
+        return read_stream(slot.body, follows.travelling, slot.rows, follows.physical)
+    # A record-batch message holds no types: it can be read under any schema with the same buffers.
+    return read_ipc(slot.body, slot.skip, follows.physical, slot.rows)

@@ -16,9 +16,12 @@ import h5py
 import numpy as np
 import pyarrow as pa
 
-from shmstore.encoding import encode
-from shmstore.layout import Layout, Stream, plan
+from shmstore.dictionaries import Dictionaries
+from shmstore.encoding import Intake, dictionary_nodes, encode
+from shmstore.layout import Layout, Stream
 from shmstore.names import instrument_link
+from shmstore.physical import empty_batch, physical_schema, retyped
+from shmstore.planning import plan
 from shmstore.schema import to_json
 
 LIBVER = ("v110", "v110")
@@ -32,7 +35,9 @@ def stored_dtype(stream: Stream) -> Any:
         return h5py.vlen_dtype(np.uint8)
     if stream.dtype.startswith("utf8:"):
         return h5py.string_dtype("utf-8", int(stream.dtype[5:]))
-    return np.dtype(stream.dtype)
+    if stream.dtype.startswith("ascii:"):
+        return h5py.string_dtype("ascii", int(stream.dtype[6:]))
+    return stream.numpy_dtype
 
 
 def start_file(path: Path, state: str = "complete") -> h5py.File:
@@ -83,15 +88,22 @@ def add_table(
 ) -> h5py.Group:
     layout = plan(table.schema, lambda _: strings)
     group = add_instrument(file, instrument_id, layout)
+    batches = table.combine_chunks().to_batches() or [empty_batch(table.schema)]
+    batch = retyped(batches[0], physical_schema(table.schema))
+    nodes = [node for column in layout.columns for node in dictionary_nodes(column)]
+    intake = Intake(batch.num_rows, {}, {node.path: Dictionaries() for node in nodes})
     for column in layout.columns:
-        array = table.column(column.index).combine_chunks()
-        items = encode(column, array.chunk(0) if isinstance(array, pa.ChunkedArray) else array)
+        encode(column.node, batch.column(column.index), intake)
         for stream in column.streams:
-            if stream.role == "offsets":
-                items["offsets"] = np.concatenate([[0], items["offsets"]])
-            if stream.role in items:
-                add_dataset(group, stream, items[stream.role], **({} if stream.variable else filters))
-    group.attrs["num_rows"] = np.uint64(table.num_rows)
+            items = intake.items.get(stream.path)
+            if items is None and stream.lazy:
+                continue
+            if items is None:  # of labels that no batch brought
+                items = np.empty((0, *stream.item_shape), stream.numpy_dtype)
+            if stream.lead:
+                items = np.concatenate([np.zeros(stream.lead, items.dtype), items])
+            add_dataset(group, stream, items, **({} if stream.variable else filters))
+    group.attrs["NROWS"] = np.uint64(table.num_rows)
     return group
 
 

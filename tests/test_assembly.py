@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -21,8 +22,12 @@ from hypothesis import strategies as st
 from shmstore.assembly import InstrumentAssembly
 from shmstore.config import StorageConfig
 from shmstore.dataset import RecordingFile
-from shmstore.errors import ConfigError, InvalidValueError, UnsupportedTypeError
+from shmstore.errors import BrokenError, ConfigError, InvalidValueError, UnsupportedTypeError
+from shmstore.evolution import evolve, history_from_json, project
+from shmstore.opening import OpenedFile
+from shmstore.physical import physical_schema, retyped
 from shmstore.pipeline import CodecPipeline
+from shmstore.recorded import Instrument
 
 WIDTH = 3
 
@@ -262,10 +267,13 @@ def test_a_chunk_size_in_bytes_is_met() -> None:
             assert (group["a"].chunks, group["b"].chunks) == ((1024,), (8192,))
 
 
+NESTED_DICTIONARY = pa.dictionary(pa.int8(), pa.dictionary(pa.int8(), pa.string()))
+
+
 @pytest.mark.parametrize(
     ("schema", "error", "culprit"),
     [
-        (pa.schema([("ok", pa.int8()), ("odd", pa.list_(pa.int8()))]), UnsupportedTypeError, "odd"),
+        (pa.schema([("ok", pa.int8()), ("odd", NESTED_DICTIONARY)]), UnsupportedTypeError, "odd"),
         (pa.schema([("ok", pa.int8())]), ConfigError, "missing"),
     ],
 )
@@ -407,3 +415,193 @@ def test_bytes_and_chunks_are_counted() -> None:
         assert (made.cam.bytes_written, made.cam.chunks_written) == (240, 2)
         with recorded(made):
             pass
+
+
+def test_items_under_a_null_are_left_out_of_what_arrow_cannot_take_itself() -> None:
+    raw = pa.array([b"x" * 16, b"y" * 16, b"z" * 16], pa.binary(16))
+    items = pa.RunEndEncodedArray.from_arrays([1, 2, 3], pa.ExtensionArray.from_storage(pa.uuid(), raw))
+    offsets = pa.py_buffer(np.array([0, 1, 2, 3], "i4"))
+    type_ = pa.list_(items.type)
+    hidden = pa.Array.from_buffers(type_, 3, [pa.py_buffer(b"\x05"), offsets], children=[items])
+    with recorder() as made:
+        made.cam.declare(pa.schema([("c", type_)]))
+        for _ in range(2):
+            made.cam.append(pa.record_batch([hidden], names=["c"]))
+        with recorded(made) as group:
+            assert group["c/OFFSETS"][:].tolist() == [0, 1, 1, 2, 3, 3, 4]
+            assert group["c/VALUES/RUN_ENDS"][:].tolist() == [1, 2, 3, 4]
+            assert [bytes(value)[:1] for value in group["c/VALUES/VALUES"][:]] == [b"x", b"z"] * 2
+
+
+# -- another schema --------------------------------------------------------------------------------------
+
+
+class OpenGroup(OpenedFile):
+    """A file that is open already, for an `Instrument` to read from."""
+
+    def __init__(self, group: Any) -> None:
+        self.path, self._file, self._closed = Path(group.file.filename), group.file, False
+
+
+class Evolving:
+    """An instrument that takes batches of any schema that goes with those before."""
+
+    def __init__(self, made: Recorder) -> None:
+        self.made = made
+
+    def put(self, **columns: pa.Array) -> None:
+        batch = pa.record_batch(list(columns.values()), names=list(columns))
+        self.put_batch(batch)
+
+    def put_batch(self, batch: pa.RecordBatch) -> None:
+        cam = self.made.cam
+        if cam.layout is None:
+            cam.declare(batch.schema)
+        else:
+            evolution = evolve(cam.layout.schema, batch.schema)
+            if evolution.changed:
+                cam.evolve(evolution)
+        assert cam.layout
+        cam.append(project(batch, physical_schema(cam.layout.schema)))
+
+
+def stored_schemas(group: Any) -> tuple[pa.Schema, list[str], list[int]]:
+    """Return the schema that holds, the columns in the layout, and until which rows others held."""
+    schema = pa.ipc.read_schema(pa.py_buffer(group["_arrow/schema"][:].tobytes()))
+    layout = json.loads(group["_arrow/layout"].asstr()[()])
+    history = history_from_json(group["_arrow/history"].asstr()[()]) if "_arrow/history" in group else []
+    assert json.loads(group["schema"].asstr()[()])["fields"][-1]["name"] == schema.names[-1]
+    assert [name.decode() for name in group.attrs["column-order"]] == [
+        column["node"]["path"] for column in layout["columns"]
+    ]
+    return schema, [column["name"] for column in layout["columns"]], [past.row for past in history]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"chunk_rows": 3}, {"compression": "none", "chunk_rows": 4}, {"compression": "lzf"}]
+)
+@pytest.mark.parametrize("before", [0, 1, 4, 10])
+def test_a_column_that_is_added_is_null_before(options: dict[str, Any], before: int) -> None:
+    with recorder(**options) as made:
+        cam = Evolving(made)
+        cam.put(n=pa.array(range(before), pa.int64()))
+        cam.put(
+            n=pa.array([before, before + 1]),
+            x=pa.array([0.5, None]),
+            f=pa.array([[1, 2], [3, 4]], pa.list_(pa.int8(), 2)),
+        )
+        cam.put(n=pa.array([before + 2]))
+        cam.put(x=pa.array([2.5]), n=pa.array([before + 3]))
+        with recorded(made) as group:
+            assert group["n"][:].tolist() == list(range(before + 4))
+            expected = [np.nan] * before + [0.5, np.nan, np.nan, 2.5]
+            np.testing.assert_array_equal(group["x"][:], expected)
+            np.testing.assert_array_equal(
+                mask_of(group, "_arrow/validity/1", before + 4), ~np.isnan(expected)
+            )
+            assert group["f"][:].tolist() == [[0, 0]] * before + [[1, 2], [3, 4], [0, 0], [0, 0]]
+            assert group["_arrow/validity/2"][:].tolist() == [False] * before + [True, True, False, False]
+            schema, names, history = stored_schemas(group)
+            assert (schema.names, names, history) == (["n", "x", "f"], ["n", "x", "f"], [before])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"chunk_rows": 3},
+        {"compression": "none", "chunk_rows": 4},
+        {"compression": "lzf", "chunk_rows": 3},
+    ],
+)
+@pytest.mark.parametrize("before", [0, 1, 4, 10])
+def test_a_column_that_is_widened_keeps_its_values(options: dict[str, Any], before: int) -> None:
+    small = [row - 3 if row % 4 else None for row in range(before)]
+    with recorder(**options) as made:
+        cam = Evolving(made)
+        cam.put(n=pa.array(small, pa.int8()), x=pa.array([row / 2 for row in range(before)], pa.float32()))
+        cam.put(n=pa.array([40_000, None], pa.int32()), x=pa.array([1e300, -0.0], pa.float64()))
+        cam.put(n=pa.array([-5], pa.int8()), x=pa.array([0.25], pa.float32()))
+        cam.put(n=pa.array([2**62], pa.int64()), x=pa.array([0.75], pa.float32()))
+        with recorded(made) as group:
+            assert (group["n"].dtype, group["x"].dtype) == (np.dtype("<i8"), np.dtype("<f8"))
+            numbers = [*small, 40_000, None, -5, 2**62]
+            assert group["n"][:].tolist() == [number or 0 for number in numbers]
+            valid = mask_of(group, "_arrow/validity/0", before + 4)
+            assert valid.tolist() == [number is not None for number in numbers]
+            found = group["x"][:]
+            assert found.tolist() == [row / 2 for row in range(before)] + [1e300, 0.0, 0.25, 0.75]
+            assert np.signbit(found[before + 1])
+            schema, names, history = stored_schemas(group)
+            assert schema.types == [pa.int64(), pa.float64()]
+            assert (names, history) == (["n", "x"], [before, before + 3])
+            assert "_arrow/widened" not in group or not len(group["_arrow/widened"])
+
+
+def test_a_column_that_may_be_null_from_now_on() -> None:
+    strict = pa.schema([pa.field("n", pa.int16(), nullable=False)])
+    with recorder(chunk_rows=4) as made:
+        cam = Evolving(made)
+        cam.put_batch(pa.record_batch([pa.array(range(6), pa.int16())], schema=strict))
+        cam.put(n=pa.array([None, 7], pa.int16()))
+        with recorded(made) as group:
+            assert group["n"][:].tolist() == [0, 1, 2, 3, 4, 5, 0, 7]
+            assert group["_arrow/validity/0"][:].tolist() == [True] * 6 + [False, True]
+            schema, _, history = stored_schemas(group)
+            assert (schema.field("n").nullable, history) == (True, [6])
+
+
+NESTED_ADDED: dict[str, Any] = {
+    "list": pa.array([["a", None], []], pa.list_(pa.string())),
+    "struct": pa.array([{"x": 1, "y": ["q"]}, {"x": None, "y": None}]),
+    "packed": pa.array(["äb", None]),
+    "name": pa.array(["äb", None]),
+    "blob": pa.array([b"\0", None]),
+    "tag": pa.array(["ab", None]),
+    "label": pa.DictionaryArray.from_arrays(pa.array([1, None], pa.int8()), ["one", "two"]),
+    "runs": pa.RunEndEncodedArray.from_arrays(pa.array([2], pa.int16()), pa.array(["r"])),
+    "union": pa.UnionArray.from_sparse(pa.array([1, 0], pa.int8()), [pa.array([0, 5]), pa.array(["u", ""])]),
+    "pairs": pa.array([[["a"], ["b"]], None], pa.list_(pa.list_(pa.string()), 2)),
+    "money": pa.array(["1.50", None]).cast(pa.decimal128(9, 2)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NESTED_ADDED)
+@pytest.mark.parametrize("chunk_rows", [None, 2])
+def test_a_column_of_any_kind_may_be_added_late(name: str, chunk_rows: int | None) -> None:
+    added = NESTED_ADDED[name]
+    strings = {"packed": "packed", "tag": "fixed:6"}.get(name, "vlen")
+    with recorder(chunk_rows=chunk_rows, strings=strings) as made:
+        cam = Evolving(made)
+        cam.put(n=pa.array(range(5), pa.int8()))
+        both = pa.record_batch({"n": pa.array([5, 6], pa.int8()), name: added})
+        assert made.cam.layout
+        made.cam.evolve(evolve(made.cam.layout.schema, both.schema))
+        made.cam.append(retyped(both, physical_schema(both.schema)))
+        cam.put(n=pa.array([7], pa.int8()))
+        with recorded(made) as group:
+            assert group["n"][:].tolist() == list(range(8))
+            assert stored_schemas(group)[1:] == (["n", name], [5])
+            stored = Instrument(OpenGroup(group), "cam", "cam").read()
+        assert stored["n"].to_pylist() == list(range(8))
+        stored.validate(full=True)
+        assert stored[name].to_pylist() == [*[None] * 5, *added.to_pylist(), None]
+
+
+def test_a_refusal_leaves_the_schema_as_it_was() -> None:
+    with recorder() as made:
+        with pytest.raises(BrokenError, match="no schema"):
+            made.cam.evolve(evolve(pa.schema([]), pa.schema([("n", pa.int8())])))
+        cam = Evolving(made)
+        cam.put(n=pa.array([1], pa.int8()))
+        odd = pa.DictionaryArray.from_arrays(
+            pa.array([0], pa.int8()), pa.DictionaryArray.from_arrays(pa.array([0], pa.int8()), ["a"])
+        )
+        with pytest.raises(UnsupportedTypeError, match="'odd'"):
+            cam.put(n=pa.array([2], pa.int8()), odd=odd)
+        assert made.cam.layout
+        assert made.cam.layout.schema.names == ["n"]
+        cam.put(n=pa.array([3], pa.int8()), x=pa.array([0.5]))
+        with recorded(made) as group:
+            assert group["n"][:].tolist() == [1, 3]
+            assert stored_schemas(group)[1:] == (["n", "x"], [1])

@@ -49,6 +49,8 @@ FULL: dict[str, Any] = {
     "ring_bytes": 2**20,
     "on_full": "drop_newest",
     "put_timeout_s": 0.1,
+    "schema_policy": "evolve",
+    "validate": "full",
     "commit_interval_ms": 1 / 3,
     "commit_bytes": 1,
     "auto_flush_interval_secs": 0.0,
@@ -59,6 +61,8 @@ FULL: dict[str, Any] = {
             "compression": "none",
             "ring_bytes": 2**24,
             "put_timeout_s": math.inf,
+            "schema_policy": "new",
+            "validate": "basic",
             "columns": {"time": {"compression": "gzip", "compression_level": 0, "shuffle": False}},
         },
         "a.b/ü": {"strings": "packed"},
@@ -77,6 +81,7 @@ def test_defaults_are_those_documented() -> None:
     assert (config.on_full, config.put_timeout_s, config.close_timeout_s) == ("block", 60.0, 60.0)
     assert (config.commit_interval_ms, config.auto_flush_interval_secs) == (50.0, 1.0)
     assert (config.strings, config.shuffle) == ("vlen", "auto")
+    assert (config.schema_policy, config.validate) == ("strict", "basic")
     assert config.shm_dir == Path("/dev/shm")
     assert not config.instruments
 
@@ -185,6 +190,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"ring_bytes": None}, "ring_bytes = None must be a size"),
     ({"ring_bytes": 1e6}, "ring_bytes = 1000000.0 must be a size"),
     ({"on_full": "blok"}, "on_full = 'blok' must be 'block', 'raise' or 'drop_newest'"),
+    ({"schema_policy": "stric"}, "schema_policy = 'stric' must be 'strict', 'evolve' or 'new'"),
+    ({"schema_policy": None}, "schema_policy = None must be 'strict', 'evolve' or 'new'"),
+    ({"validate": True}, "validate = True must be 'basic' or 'full'"),
+    ({"schema_polcy": "new"}, "unknown setting 'schema_polcy'; did you mean 'schema_policy'?"),
+    (
+        {"instruments": {"cam": {"columns": {"t": {"validate": "full"}}}}},
+        "[instrument.cam.column.t]: 'validate' cannot be set here; set it for its instrument or",
+    ),
     ({"put_timeout_s": -1}, "must be a number of seconds from 0 to 2000000, or 'none' for no limit"),
     ({"put_timeout_s": math.nan}, "put_timeout_s = nan must be a number of seconds"),
     ({"put_timeout_s": "5"}, "put_timeout_s = '5' must be a number of seconds"),
@@ -328,6 +341,31 @@ def test_narrower_scope_wins() -> None:
     assert (cam.column("time").chunk_rows, cam.column("time").strings) == (3, "packed")
     assert (cam.column("note").chunk_rows, cam.column("note").fixed_bytes) == (2, 8)
     assert (cam.column("frame").chunk_rows, cam.column("frame").fixed_bytes) == (2, None)
+
+
+def test_schema_policy_and_validation_are_an_instruments_too() -> None:
+    config = StorageConfig(
+        schema_policy="evolve",
+        instruments={"cam": {"schema_policy": "new", "validate": "full"}, "probe": {"chunk_rows": 1}},
+    )
+    cam, probe = config.instrument("cam"), config.instrument("probe", validate="full")
+    assert (cam.schema_policy, cam.validate) == ("new", "full")
+    assert (probe.schema_policy, probe.validate) == ("evolve", "full")
+    assert config.instrument("cam", schema_policy="strict", validate=None).validate == "full"
+    assert config.instrument("cam", schema_policy="strict").schema_policy == "strict"
+    assert config.instrument("other").validate == "basic"
+
+
+def test_schema_policy_and_validation_come_from_file_and_environment() -> None:
+    Path("shmstore.toml").write_text(
+        '[storage]\nschema_policy = "evolve"\n[instrument.cam]\nvalidate = "full"\n', encoding="utf-8"
+    )
+    config = StorageConfig.load(environ={"SHMSTORE_SCHEMA_POLICY": "new"})
+    assert (config.schema_policy, config.instrument("cam").validate) == ("new", "full")
+    assert StorageConfig.load(environ={}).instrument("cam").schema_policy == "evolve"
+    message = "environment variable SHMSTORE_VALIDATE: validate = 'ful' must be 'basic' or 'full'"
+    with pytest.raises(ConfigError, match=message):
+        StorageConfig.load(environ={"SHMSTORE_VALIDATE": "ful"})
 
 
 def test_options_outrank_the_instrument_and_columns_outrank_both() -> None:

@@ -19,7 +19,7 @@ from children import Child
 from shmstore.codec import Codec
 from shmstore.dataset import Dataset, RecordingFile
 from shmstore.errors import StorageError
-from shmstore.layout import Stream
+from shmstore.layout import Link, Stream
 
 NUMBERS = Stream("values", "n", "<i8")
 NONE, GZIP = Codec.parse("none"), Codec.parse("gzip")
@@ -241,9 +241,71 @@ def test_attributes_of_a_column_are_those_of_cf(file: RecordingFile) -> None:
         file.create_bytes("/cam/raw", b"\0\1\xff")
     with reopened(file) as found:
         assert dict(found["t"].attrs) == attributes | {"_FillValue": -(2**63)}
-        assert found["packed"].attrs.get_id("CLASS").dtype == np.dtype("S13")
+        class_type = found["packed"].attrs.get_id("CLASS").get_type()
+        # As HEP001 asks: with room for a NUL at the end.
+        assert (class_type.get_size(), class_type.get_strpad()) == (14, h5py.h5t.STR_NULLTERM)
+        assert class_type.get_cset() == h5py.h5t.CSET_ASCII
+        assert found["packed"].attrs["CLASS"] == b"STRING_VALUES"
+        assert found["packed"].attrs["VERSION"] == 1
         assert found["cam/schema"][()].decode() == "ä{}"
         assert found["cam/raw"][:].tobytes() == b"\0\1\xff"
+
+
+def test_an_instrument_is_marked_as_a_column_table(file: RecordingFile) -> None:
+    with file.structure():
+        file.create_instrument("cam", {"instrument_id": "cam"})
+        file.set_columns("cam", ["ä", "long name"])
+        file.set_columns("cam", ["ä", "b", "a longer name"])
+        file.create_instrument("bare", {"instrument_id": "bare"})
+        file.set_columns("bare", [])
+    with reopened(file) as found:
+        attributes = found["cam"].attrs
+        assert (attributes["CLASS"], attributes["VERSION"]) == (b"COLUMN_TABLE", b"1.0")
+        assert [name.decode() for name in attributes["column-order"]] == ["ä", "b", "a longer name"]
+        order = h5py.check_string_dtype(attributes.get_id("column-order").dtype)
+        assert order
+        assert (order.encoding, order.length) == ("utf-8", 13)
+        assert found["bare"].attrs["column-order"].shape == (0,)
+
+
+def test_a_document_takes_the_place_of_the_one_before(file: RecordingFile) -> None:
+    with file.structure():
+        for text in ("first", "second, longer"):
+            file.create_document("/cam/schema", text)
+            file.create_bytes("/cam/raw", text.encode())
+    with reopened(file) as found:
+        assert found["cam/schema"][()] == b"second, longer"
+        assert found["cam/raw"][:].tobytes() == b"second, longer"
+
+
+def test_a_reference_leads_to_what_it_names(file: RecordingFile) -> None:
+    stream = Stream("values", "label", "<i4", fill=-1, attributes={"CATEGORIES": Link("CATEGORIES/label")})
+    labels = Stream("values", "CATEGORIES/label", "|u1")
+    with file.structure():
+        for one in (stream, labels):
+            file.create_dataset(f"/cam/{one.path}", one, 4, NONE)
+        file.link("/cam/", [stream, labels])
+    with reopened(file) as found:
+        codes = found["cam/label"]
+        assert found[codes.attrs["CATEGORIES"]].name == "/cam/CATEGORIES/label"
+        assert codes.fillvalue == -1
+        assert set(codes.attrs) == {"CATEGORIES", "_FillValue"}
+
+
+def test_a_dataset_that_replaces_another_is_written_on_at_its_new_place(file: RecordingFile) -> None:
+    old, beside = make(file), make(file, "/beside", GZIP)
+    old.grow(4)
+    old.write_chunk(0, chunk(1, 2, 3, 4), 0)
+    beside.grow(4)
+    beside.filter_chunk(0, np.frombuffer(chunk(5, 6, 7, 8), np.uint8))
+    with file.structure():
+        file.replace(beside, "/n")
+    beside.grow(8)
+    beside.filter_chunk(1, np.frombuffer(chunk(9, 10, 11, 12), np.uint8))
+    file.flush()
+    with reopened(file) as found:
+        assert found["n"][:].tolist() == list(range(5, 13))
+        assert "beside" not in found
 
 
 def test_memory_of_variable_items_is_given_back_by_the_flush(file: RecordingFile) -> None:
@@ -336,6 +398,6 @@ def test_the_end_is_stamped_and_plain_h5py_opens_the_file(file: RecordingFile) -
     with h5py.File(file.path) as found:
         assert found.attrs["state"] == "partial"
         assert found["_shmstore"].attrs["accounting"] == '{"ok": false}'
-        assert found["cam"].attrs["num_rows"] == 3
+        assert found["cam"].attrs["NROWS"] == 3
         assert found["cam/n"][:].tolist() == [1, 2, 3]
     file.path.unlink()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -18,7 +19,6 @@ from shmstore.errors import (
     ConfigError,
     InvalidValueError,
     SchemaMismatchError,
-    UnsupportedTypeError,
 )
 from shmstore.instruments import Instruments, check_metadata
 from shmstore.pipeline import CodecPipeline
@@ -84,7 +84,7 @@ def test_producers_of_an_instrument_agree_but_for_their_rings(recording: Recordi
         recording.instruments.ensure("cam", {"chunk_rows": 20})
 
 
-@pytest.mark.parametrize("instrument_id", ["", "x" * 5000, "\ud800"])
+@pytest.mark.parametrize("instrument_id", ["a\0b", "x" * 5000, "\ud800"])
 def test_an_id_that_cannot_be_used_is_refused(recording: Recording, instrument_id: str) -> None:
     with pytest.raises(InvalidValueError, match="instrument id"):
         recording.instruments.ensure(instrument_id, {})
@@ -92,7 +92,20 @@ def test_an_id_that_cannot_be_used_is_refused(recording: Recording, instrument_i
 
 
 def test_ids_of_any_kind_have_their_own_group(recording: Recording) -> None:
-    ids = ["metadata", "%6Detadata", "_shmstore", "a/b", "a%2Fb", "..", ".", "ä", "x" * 4000, "x" * 4001]
+    ids = [
+        "",
+        "%",
+        "metadata",
+        "%6Detadata",
+        "_shmstore",
+        "a/b",
+        "a%2Fb",
+        "..",
+        ".",
+        "ä",
+        "x" * 4000,
+        "x" * 4001,
+    ]
     for instrument_id in ids:
         recording.instruments.ensure(instrument_id, {})
     with recording.end() as file:
@@ -113,36 +126,114 @@ def test_wrong_options_leave_no_group(recording: Recording) -> None:
 
 def test_the_first_schema_counts(recording: Recording) -> None:
     cam = recording.instruments.ensure("cam", {})
-    assert cam.declare(serialized(SCHEMA)).equals(SCHEMA)
-    assert cam.declare(serialized(SCHEMA.with_metadata({"by": "someone else"}))).equals(SCHEMA)
-    with pytest.raises(SchemaMismatchError, match=r"'cam'.*'x' is double, expected float"):
-        cam.declare(serialized(SCHEMA.set(1, pa.field("x", pa.float64(), nullable=False))))
+    assert cam.schema is None
+    for schema in (SCHEMA, SCHEMA.with_metadata({"by": "someone else"})):
+        follows = recording.instruments.declare("cam", serialized(schema))
+        assert follows.instrument is cam
+        assert follows.schema.equals(schema, check_metadata=True)
+        assert cam.schema is not None
+        assert cam.schema.equals(SCHEMA, check_metadata=True)
+    double = SCHEMA.set(1, pa.field("x", pa.float64(), nullable=False))
+    with pytest.raises(SchemaMismatchError, match=r"'cam'.*'x' is double, expected float.*'evolve' or 'new'"):
+        recording.instruments.declare("cam", serialized(double))
     with pytest.raises(SchemaMismatchError, match="nullable"):
-        cam.declare(serialized(SCHEMA.set(1, pa.field("x", pa.float32()))))
+        recording.instruments.declare("cam", serialized(SCHEMA.set(1, pa.field("x", pa.float32()))))
 
 
 @pytest.mark.parametrize("text", ["", "no base 64!", "äö", base64.b64encode(b"\xff" * 64).decode(), "AAAA"])
 def test_what_is_no_schema_is_refused(recording: Recording, text: str) -> None:
-    cam = recording.instruments.ensure("cam", {})
+    recording.instruments.ensure("cam", {})
     with pytest.raises(BrokenError, match="no Arrow schema"):
-        cam.declare(text)
-    assert cam.declare(serialized(SCHEMA)).equals(SCHEMA)
+        recording.instruments.declare("cam", text)
+    assert recording.instruments.declare("cam", serialized(SCHEMA)).schema.equals(SCHEMA)
 
 
 def test_a_refused_schema_leaves_room_for_another(recording: Recording) -> None:
+    cam = recording.instruments.ensure("cam", {"columns": {"x": {"compression": "none"}}})
+    with pytest.raises(ConfigError, match="'x'"):
+        recording.instruments.declare("cam", serialized(pa.schema([("y", pa.int8())])))
+    assert cam.schema is None
+    assert recording.instruments.declare("cam", serialized(SCHEMA)).plain.size(10) == 128 + 64
+
+
+def test_what_travels_is_the_physical_form(recording: Recording) -> None:
     cam = recording.instruments.ensure("cam", {})
-    with pytest.raises(UnsupportedTypeError, match="odd"):
-        cam.declare(serialized(pa.schema([("odd", pa.list_(pa.int8()))])))
-    with pytest.raises(BrokenError, match="no schema yet"):
-        _ = cam.plain_layout
-    cam.declare(serialized(SCHEMA))
-    assert cam.plain_layout.size(10) == 128 + 64
+    schema = pa.schema([("t", pa.time64("ns"))])
+    follows = recording.instruments.declare("cam", serialized(schema))
+    assert follows.schema.equals(schema)
+    assert follows.physical.equals(pa.schema([("t", pa.int64())]))
+    cam.append(pa.record_batch([pa.array([-1, None], pa.int64())], schema=follows.physical))
+    with recording.end() as file:
+        assert file["cam/t"][:].tolist() == [-1, -(2**63)]
+
+
+# -- policies --------------------------------------------------------------------------------------------
+
+
+def test_an_instrument_that_evolves_takes_batches_of_every_schema_it_had(recording: Recording) -> None:
+    cam = recording.instruments.ensure("cam", {"schema_policy": "evolve"})
+    first = pa.schema([("n", pa.int8())])
+    second = pa.schema([("x", pa.float32()), ("n", pa.int16())])
+    one = recording.instruments.declare("cam", serialized(first))
+    cam.append(pa.record_batch([pa.array([1, 2], pa.int8())], schema=first))
+    two = recording.instruments.declare("cam", serialized(second))
+    assert one.instrument is two.instrument is cam
+    assert (one.schema, two.schema) == (first, second)
+    assert cam.schema == pa.schema([("n", pa.int16()), ("x", pa.float32())])
+    cam.append(pa.record_batch([pa.array([0.5], pa.float32()), pa.array([300], pa.int16())], schema=second))
+    cam.append(pa.record_batch([pa.array([-3], pa.int8())], schema=first))
+    with pytest.raises(SchemaMismatchError, match=r"'cam'.*'n'"):
+        recording.instruments.declare("cam", serialized(pa.schema([("n", pa.string())])))
+    assert cam.rows == 4
+    with recording.end() as file:
+        assert file["cam/n"][:].tolist() == [1, 2, 300, -3]
+        assert file["cam/n"].dtype == np.dtype("<i2")
+        assert file["cam/_arrow/validity/1"][:].tolist() == [False, False, True, False]
+        assert file["cam/x"][2] == 0.5
+
+
+def test_what_a_loan_left_under_an_older_schema_is_projected(recording: Recording) -> None:
+    cam = recording.instruments.ensure("cam", {"schema_policy": "evolve", "chunk_rows": 2})
+    first = pa.schema([("t", pa.timestamp("s")), ("frame", pa.list_(pa.int8(), 2))])
+    old = recording.instruments.declare("cam", serialized(first))
+    new = recording.instruments.declare("cam", serialized(first.append(pa.field("x", pa.int8()))))
+    for follows in (old, new):
+        body = memoryview(bytearray(follows.plain.size(3)))
+        for column, values in follows.plain.arrays(body, 3):
+            values[...] = np.arange(values.size).reshape(values.shape) + column.index
+        cam.append_plain(body, 3, follows)
+    with recording.end() as file:
+        group = file["cam"]
+        assert group["t"][:].tolist() == [0, 1, 2] * 2
+        assert group["frame"][:].tolist() == [[1, 2], [3, 4], [5, 6]] * 2
+        assert group["x"][:].tolist() == [0, 0, 0, 2, 3, 4]
+        assert group["_arrow/validity/2"][:].tolist() == [False] * 3 + [True] * 3
+
+
+def test_under_the_policy_new_each_schema_has_a_group_of_its_own(recording: Recording) -> None:
+    recording.instruments.ensure("cam~2", {})  # its name is taken by another
+    cam = recording.instruments.ensure("cam", {"schema_policy": "new"})
+    schemas = [pa.schema([("n", type_)]) for type_ in (pa.int8(), pa.int16(), pa.string())]
+    made = [recording.instruments.declare("cam", serialized(schema)).instrument for schema in schemas * 2]
+    assert made[0] is cam
+    assert made[:3] == made[3:]
+    assert [one.instrument_id for one in made[:3]] == ["cam", "cam~3", "cam~4"]
+    assert [one.first for one in made[:3]] == [True, False, False]
+    for number, (one, schema) in enumerate(zip(made, schemas * 2, strict=True)):
+        one.append(pa.record_batch([pa.nulls(number, schema.types[0])], schema=schema))
+    assert (cam.rows, made[1].rows) == (15, 1 + 4)
+    with pytest.raises(InvalidValueError, match="'cam~3' is taken"):
+        recording.instruments.ensure("cam~3", {})
+    with recording.end() as file:
+        assert "continues" not in file["cam"].attrs
+        assert file["cam~3"].attrs["continues"] == file["cam~4"].attrs["continues"] == "cam"
+        assert [len(file[name]["n"]) for name in ("cam", "cam~3", "cam~4")] == [3, 5, 7]
 
 
 def test_counts_are_those_of_the_assembly(recording: Recording) -> None:
     cam = recording.instruments.ensure("cam", {"chunk_rows": 4, "compression": "none"})
-    cam.declare(serialized(SCHEMA))
-    cam.assembly.append(pa.record_batch([range(6), [0.5] * 6], schema=SCHEMA))
+    recording.instruments.declare("cam", serialized(SCHEMA))
+    cam.append(pa.record_batch([range(6), [0.5] * 6], schema=SCHEMA))
     recording.pipeline.drain()
     counts = cam.counts()
     expected = {"rows_written": 6, "bytes_in": 72, "bytes_written": 48, "chunks_written": 2}
@@ -163,7 +254,9 @@ def test_metadata_goes_to_the_session_or_to_its_instrument(recording: Recording)
         assert file["new"].attrs["instrument_id"] == "new"
 
 
-@pytest.mark.parametrize("key", ["instrument_id", "num_rows", "created_at"])
+@pytest.mark.parametrize(
+    "key", ["instrument_id", "created_at", "continues", "CLASS", "VERSION", "NROWS", "column-order"]
+)
 def test_our_own_attributes_of_an_instrument_are_kept_from_harm(recording: Recording, key: str) -> None:
     with pytest.raises(InvalidValueError, match="belongs to shmstore"):
         recording.instruments.set_metadata("cam", key, "mine")

@@ -12,6 +12,7 @@ from shmstore.names import (
     MAX_INSTRUMENT_ID_BYTES,
     RESERVED_COLUMNS,
     RESERVED_INSTRUMENTS,
+    RESERVED_MEMBERS,
     instrument_link,
     link_name,
 )
@@ -26,8 +27,9 @@ AWKWARD = [
     "%",
     "%~2",
     "x%~2",
-    "schema",
-    "_arrow",
+    *RESERVED_COLUMNS,
+    *RESERVED_MEMBERS,
+    "%53chema",
     "\0",
     "\n",
     "ü" * 150,
@@ -79,6 +81,14 @@ def test_links_of_one_group_differ_even_for_doubled_names(names: list[str]) -> N
     assert len(set(taken)) == len(names)
 
 
+@pytest.mark.parametrize("reserved", [RESERVED_COLUMNS, RESERVED_MEMBERS])
+def test_a_name_of_ours_is_escaped_where_it_is_ours_alone(reserved: frozenset[str]) -> None:
+    for name in RESERVED_COLUMNS | RESERVED_MEMBERS:
+        link = link_name(name, reserved=reserved)
+        assert (link == name) == (name not in reserved)
+        assert unescaped(link) == name
+
+
 def test_hdf5_takes_every_awkward_name(tmp_path: Path) -> None:
     taken: set[str] = set()
     with h5py.File(tmp_path / "names.h5", "w") as file:
@@ -107,7 +117,7 @@ def test_an_instrument_cannot_take_a_name_of_ours(reserved: str) -> None:
 @pytest.mark.parametrize(
     ("instrument_id", "complaint"),
     [
-        ("", "empty"),
+        ("a\0b", "NUL"),
         (7, "no text"),
         (None, "no text"),
         ("\ud800", "lone surrogates"),
@@ -120,6 +130,8 @@ def test_an_id_that_is_none_is_refused_in_one_line(instrument_id: str, complaint
     assert "\n" not in str(caught.value)
 
 
-def test_the_longest_id_is_taken() -> None:
+def test_the_shortest_and_the_longest_id_are_taken() -> None:
+    assert instrument_link("") == "%"
+    assert instrument_link("%") != "%"
     assert len(instrument_link("x" * MAX_INSTRUMENT_ID_BYTES)) <= 200
     assert instrument_link("ü" * 2048) != instrument_link("ü" * 2047)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -70,3 +71,68 @@ def test_columns_declared_free_of_nulls_fit_nullable_ones_at_any_size(tmp_path: 
     table = shmstore.read(storage.path, "a")
     assert table.schema.equals(SCHEMA, check_metadata=True)
     assert table["x"].to_pylist() == list(range(rows))
+
+
+# -- cutting ---------------------------------------------------------------------------------------------
+
+LABELLED = pa.schema([("c", pa.dictionary(pa.int16(), pa.string()))])
+CAPACITY = 64 * 1024
+
+
+def labelled(rows: int, label_bytes: int) -> pa.RecordBatch:
+    """Return rows whose dictionary has so many bytes, in labels of 100."""
+    labels = [f"{number:0100}" for number in range(label_bytes // 100)]
+    codes = pa.array(np.arange(rows) % len(labels), pa.int16())
+    return pa.record_batch([pa.DictionaryArray.from_arrays(codes, labels)], schema=LABELLED)
+
+
+@pytest.mark.parametrize("label_bytes", [1_000, 6_000, 12_000, 25_000])
+@pytest.mark.parametrize("rows", [0, 1, 100, 20_000, 100_000])
+def test_slices_carry_all_rows_and_few_copies_of_a_large_dictionary(
+    tmp_path: Path, label_bytes: int, rows: int
+) -> None:
+    batch = labelled(rows, label_bytes)
+    sizes = []
+    with shmstore.HDF5Storage(output_dir=tmp_path, ring_bytes=CAPACITY) as storage:
+        producer = storage.producer("a", LABELLED)
+        producer.put(batch)
+        stats = producer.stats()
+        sizes.append(stats.sealed_bytes)
+    table = shmstore.read(storage.path, "a")
+    assert table.num_rows == rows
+    assert table["c"].to_pylist() == batch["c"].to_pylist()
+    # Each slot is at most half labels, unless they alone take most of the ring.
+    assert stats.sealed_bytes < 2 * rows + 3 * label_bytes + 2 * rows * 2 + stats.batches * 2048
+    assert stats.batches <= 1 + (2 * rows) // (label_bytes // 2)
+    with shmstore.open(storage.path) as recording:
+        assert recording["a"].read()["c"].num_chunks <= 1  # the dictionary was written once
+
+
+def test_a_dictionary_larger_than_the_ring_is_said_to_be_that(tmp_path: Path) -> None:
+    with shmstore.HDF5Storage(output_dir=tmp_path, ring_bytes=CAPACITY) as storage:
+        producer = storage.producer("a", LABELLED)
+        with pytest.raises(
+            shmstore.BatchTooLargeError, match=r"the dictionary of 'a' has .*ring_bytes to at least (\d+)"
+        ) as caught:
+            producer.put(labelled(10_000, 100_000))
+        assert (producer.stats().rejected, producer.stats().sealed) == (10_000, 0)
+        needed = int(str(caught.value).rpartition(" ")[2])
+        larger = storage.producer("a", LABELLED, ring_bytes=needed)
+        larger.put(labelled(10_000, 100_000))
+    assert shmstore.read(storage.path, "a").num_rows == 10_000
+
+
+def test_only_the_labels_that_there_are_travel_with_a_slice(tmp_path: Path) -> None:
+    """Of a slice of a longer text column nothing else goes into the ring either."""
+    schema = pa.schema([("s", pa.string_view()), ("l", pa.list_(pa.string()))])
+    words = pa.array([f"{number:050}" for number in range(10_000)])
+    lists = pa.ListArray.from_arrays(pa.array(range(10_001), pa.int32()), words)
+    batch = pa.record_batch([words.cast(pa.string_view()), lists], schema=schema)
+    with shmstore.HDF5Storage(output_dir=tmp_path, ring_bytes=CAPACITY) as storage:
+        producer = storage.producer("a", schema, strings="packed")
+        producer.put(batch.slice(5_000, 10))
+        assert producer.stats().sealed_bytes < 10 * 200 + 2048
+        producer.put(batch)
+    table = shmstore.read(storage.path, "a")
+    expected = pa.Table.from_batches([batch.slice(5_000, 10), batch])
+    assert table.to_pylist() == expected.to_pylist()

@@ -16,7 +16,7 @@ from plain_file import CREATED, add_instrument, add_table, finish_file, start_fi
 
 from shmstore import reader
 from shmstore.errors import ClosedError, IncompleteFileError, InvalidValueError, StorageError
-from shmstore.layout import plan
+from shmstore.planning import plan
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_datasets_made_by_hand_are_understood(path: Path) -> None:
         group["word/OFFSETS"] = np.array([0, 2, 2, 5, 5], "<u8")
         group["word/CHARS"] = np.frombuffer(b"abcde", np.uint8)
         group["word/MASK"] = np.array([True, True, True, False])
-        group.attrs["num_rows"] = np.uint64(4)
+        group.attrs["NROWS"] = np.uint64(4)
         finish_file(file)
     expected = pa.table({"number": [1, None, 3, 4], "word": ["ab", "", "cde", None]}, schema=schema)
     assert reader.read(path, "x").equals(expected)
@@ -178,7 +178,7 @@ def test_doubled_columns_are_read_by_position(path: Path) -> None:
 
 def test_instrument_without_columns_has_the_rows_that_were_counted(path: Path) -> None:
     with start_file(path) as file:
-        add_instrument(file, "ticks", plan(pa.schema([]), lambda _: "vlen")).attrs["num_rows"] = np.uint64(12)
+        add_instrument(file, "ticks", plan(pa.schema([]), lambda _: "vlen")).attrs["NROWS"] = np.uint64(12)
         finish_file(file)
     with reader.open(path) as recording:
         assert recording["ticks"].num_rows == recording["ticks"].read().num_rows == 12
@@ -187,7 +187,7 @@ def test_instrument_without_columns_has_the_rows_that_were_counted(path: Path) -
 def test_instrument_without_rows_has_its_schema(path: Path) -> None:
     table = everything().slice(0, 0)
     with start_file(path) as file:
-        add_instrument(file, "x", plan(table.schema, lambda _: "packed")).attrs["num_rows"] = np.uint64(0)
+        add_instrument(file, "x", plan(table.schema, lambda _: "packed")).attrs["NROWS"] = np.uint64(0)
         finish_file(file)
     with reader.open(path) as recording:
         assert recording["x"].read().equals(table, check_metadata=True)

@@ -9,7 +9,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -352,6 +352,15 @@ def test_a_header_that_points_outside_is_refused_though_its_checksum_is_right(ri
     assert body is not None
     body.release()
     ring.seal(Kind.IPC, CAPACITY, 1, 0)
+    with pytest.raises(BrokenError, match="does not hold together"):
+        ring.borrow()
+
+
+def test_a_slot_of_a_kind_that_nobody_knows_is_refused(ring: Ring) -> None:
+    body = ring.reserve(100)
+    assert body is not None
+    body.release()
+    ring.seal(cast(Kind, max(Kind) + 1), 100, 1, 0)
     with pytest.raises(BrokenError, match="does not hold together"):
         ring.borrow()
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from shmstore import shuffle
-from shmstore.shuffle import bit_shuffle, bitshuffle_block, byte_shuffle
+from shmstore.shuffle import bit_shuffle, bit_unshuffle, bitshuffle_block, byte_shuffle, byte_unshuffle
 
 ITEMSIZES = [1, 2, 3, 4, 5, 8, 12, 16, 24, 255, 256, 300]
 
@@ -34,16 +34,37 @@ def test_bit_planes(itemsize: int, items: int) -> None:
         assert (out[start : start + items // 8] == plane).all(), (byte, bit)
 
 
+@pytest.mark.parametrize("items", [1, 7, 64, 1003])
+@pytest.mark.parametrize("itemsize", ITEMSIZES)
+def test_byte_planes_and_back(itemsize: int, items: int) -> None:
+    data = noise(items * itemsize + 1)[1:]  # at an odd address, as within a larger array
+    planes, out = np.zeros_like(data), np.zeros_like(data)
+    byte_shuffle(data, itemsize, planes)
+    byte_unshuffle(planes, itemsize, out)
+    assert out.tobytes() == data.tobytes()
+
+
+@pytest.mark.parametrize("items", [8, 64, 1000])
+@pytest.mark.parametrize("itemsize", ITEMSIZES)
+def test_bit_planes_and_back(itemsize: int, items: int) -> None:
+    data = noise(items * itemsize + 1)[1:]
+    planes, out = np.zeros_like(data), np.zeros_like(data)
+    bit_shuffle(data, itemsize, planes)
+    bit_unshuffle(planes, itemsize, out)
+    assert out.tobytes() == data.tobytes()
+
+
 @pytest.mark.parametrize("itemsize", ITEMSIZES)
 def test_the_same_without_the_fast_library(itemsize: int, monkeypatch: pytest.MonkeyPatch) -> None:
     data = noise(64 * itemsize)
-    fast = [np.zeros_like(data), np.zeros_like(data)]
-    byte_shuffle(data, itemsize, fast[0])
-    bit_shuffle(data, itemsize, fast[1])
+    transpositions = (byte_shuffle, bit_shuffle, byte_unshuffle, bit_unshuffle)
+    fast = [np.zeros_like(data) for _ in transpositions]
+    for transpose, out in zip(transpositions, fast, strict=True):
+        transpose(data, itemsize, out)
     monkeypatch.setattr(shuffle, "_blosc2_library", lambda: None)
-    plain = [np.zeros_like(data), np.zeros_like(data)]
-    byte_shuffle(data, itemsize, plain[0])
-    bit_shuffle(data, itemsize, plain[1])
+    plain = [np.zeros_like(data) for _ in transpositions]
+    for transpose, out in zip(transpositions, plain, strict=True):
+        transpose(data, itemsize, out)
     assert [array.tobytes() for array in fast] == [array.tobytes() for array in plain]
 
 

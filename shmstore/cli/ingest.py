@@ -187,8 +187,8 @@ class Ingestion:
 
     def _check(self, source: Source, instrument_id: str, pace: Pace | None) -> None:
         """Find what cannot be recorded before there is a file."""
-        from shmstore.layout import plan
         from shmstore.names import instrument_link
+        from shmstore.planning import plan
         from shmstore.sources.pacing import ReplayPace, check_time_column
 
         instrument_link(instrument_id)

@@ -80,7 +80,7 @@ class Screen:
         """Write the JSON document, if that was asked for."""
         if self.as_json:
             out = Sturdy(sys.stdout)
-            out.write(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+            out.write(json.dumps(content, indent=2, default=str) + "\n")
             out.flush()
 
     @staticmethod

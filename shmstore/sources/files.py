@@ -1,14 +1,17 @@
 """Files and standard input as sources of Arrow batches: opened by what they hold, read in constant memory.
 
-Arrow IPC stream and file, Parquet and CSV. The bytes are nobody's friend: every batch of an IPC source is
-validated before it is handed on. This module knows neither producers nor a terminal.
+Arrow IPC stream and file (of any version and byte order, compressed or not), Parquet and CSV. The bytes are
+nobody's friend: every batch of an IPC source is validated before it is handed on. This module knows neither
+producers nor a terminal.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import select
 import stat
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +24,9 @@ import pyarrow.csv
 import pyarrow.ipc
 import pyarrow.parquet
 
+from shmstore.compaction import types_in
 from shmstore.errors import ShmStoreError
+from shmstore.physical import physical_schema, retyped
 
 #: Rows of a batch from Parquet.
 _PARQUET_ROWS = 65_536
@@ -30,6 +35,8 @@ _CSV_BLOCK_BYTES = 4 << 20
 _READ_AHEAD_BYTES = 1 << 20
 _HEAD_BYTES = 4096
 _IPC_STREAM, _IPC_FILE, _PARQUET = b"\xff\xff\xff\xff", b"ARROW1", b"PAR1"
+#: Longest schema of a stream without that mark; no text begins with so small a number.
+_UNMARKED_SCHEMA_BYTES = 64 << 20
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 #: How often a wait for standard input looks whether to stop, in seconds.
 _NAP_S = 0.2
@@ -48,7 +55,7 @@ class Source:
     name : str
         For messages: the path as given, or ``"standard input"``.
     stem : str
-        File name without its suffix; a good name for the instrument.
+        File name without its suffix, what is no Unicode in it spelled out; a good name for the instrument.
     kind : str
         ``"Arrow IPC stream"``, ``"Arrow IPC file"``, ``"Parquet"`` or ``"CSV"``.
     schema : pyarrow.Schema
@@ -93,7 +100,8 @@ class Source:
         """
         try:
             for batch in self._batches:
-                batch.validate(full=self.kind.startswith("Arrow"))
+                if self.kind.startswith("Arrow"):
+                    _validate(batch)
                 yield batch
         except (pa.ArrowException, OSError) as error:
             raise InputError(
@@ -118,6 +126,17 @@ def open_source(path: str, stopped: Callable[[], bool] = lambda: False) -> Sourc
     InputError
         It cannot be read, or not as any known format.
     """
+    source = _open(path, stopped)
+    try:
+        for _ in _texts(source.schema):
+            pass
+    except UnicodeDecodeError:
+        source.__exit__(None, None, None)
+        raise InputError(f"{source.name}: is damaged: a name in its schema is no UTF-8") from None
+    return source
+
+
+def _open(path: str, stopped: Callable[[], bool]) -> Source:
     if path == "-":
         return _open_pipe("standard input", "stdin", sys.stdin.buffer, stopped, lambda: None)
     file = Path(path)
@@ -127,7 +146,7 @@ def open_source(path: str, stopped: Callable[[], bool] = lambda: False) -> Sourc
             raise InputError(f"{path}: is a folder: name the files in it")
         if not stat.S_ISREG(mode):
             pipe = file.open("rb", buffering=0)
-            return _open_pipe(path, file.stem, pipe, stopped, pipe.close)
+            return _open_pipe(path, _stem(file), pipe, stopped, pipe.close)
         with file.open("rb") as opened:
             head = opened.read(_HEAD_BYTES)
         return _open_file(path, file, head)
@@ -140,7 +159,7 @@ def open_source(path: str, stopped: Callable[[], bool] = lambda: False) -> Sourc
 def _open_file(name: str, file: Path, head: bytes) -> Source:
     if not head:
         raise InputError(f"{name}: is empty: there is nothing to record")
-    if head.startswith(_IPC_STREAM):
+    if _begins_stream(head):
         return _open_ipc_stream(name, file)
     if head.startswith(_IPC_FILE):
         return _open_ipc_file(name, file)
@@ -157,7 +176,7 @@ def _open_file(name: str, file: Path, head: bytes) -> Source:
 def _open_ipc_stream(
     name: str, file: Path, start: int = 0, kind: str = "Arrow IPC stream", damage: str | None = None
 ) -> Source:
-    opened = pa.OSFile(str(file))
+    opened = pa.OSFile(os.fsencode(file))
     try:
         opened.seek(start)
         reader = pa.ipc.open_stream(opened)
@@ -165,11 +184,13 @@ def _open_ipc_stream(
         opened.close()
         raise
     size = opened.size()
-    return Source(name, file.stem, kind, reader.schema, size, iter(reader), opened.tell, opened.close, damage)
+    return Source(
+        name, _stem(file), kind, reader.schema, size, iter(reader), opened.tell, opened.close, damage
+    )
 
 
 def _open_ipc_file(name: str, file: Path) -> Source:
-    opened = pa.OSFile(str(file))
+    opened = pa.OSFile(os.fsencode(file))
     try:
         reader = pa.ipc.open_file(opened)
     except (pa.ArrowException, OSError):
@@ -185,12 +206,12 @@ def _open_ipc_file(name: str, file: Path) -> Source:
             done.units += 1
 
     return Source(
-        name, file.stem, "Arrow IPC file", reader.schema, done.size, batches(), done.position, opened.close
+        name, _stem(file), "Arrow IPC file", reader.schema, done.size, batches(), done.position, opened.close
     )
 
 
 def _open_parquet(name: str, file: Path) -> Source:
-    opened = pa.OSFile(str(file))
+    opened = pa.OSFile(os.fsencode(file))
     try:
         # Without a buffer size a whole row group is held, which may be the whole file.
         reader = pa.parquet.ParquetFile(opened, buffer_size=_READ_AHEAD_BYTES, pre_buffer=False)
@@ -205,7 +226,7 @@ def _open_parquet(name: str, file: Path) -> Source:
             done.units += batch.num_rows
 
     return Source(
-        name, file.stem, "Parquet", reader.schema_arrow, done.size, batches(), done.position, opened.close
+        name, _stem(file), "Parquet", reader.schema_arrow, done.size, batches(), done.position, opened.close
     )
 
 
@@ -223,7 +244,7 @@ def _open_csv(name: str, file: Path, delimiter: str) -> Source:
         opened.close()
 
     size = file.stat().st_size
-    return Source(name, file.stem, "CSV", batches.schema, size, iter(batches), opened.tell, close)
+    return Source(name, _stem(file), "CSV", batches.schema, size, iter(batches), opened.tell, close)
 
 
 def _csv_reader(file: Path, delimiter: str, types: dict[str, Any]) -> tuple[BinaryIO, Any]:
@@ -250,7 +271,7 @@ def _open_pipe(
         head = stream.peek(len(_IPC_STREAM))
         if not head:
             raise InputError(f"{name}: is empty: there is nothing to record")
-        if not head.startswith(_IPC_STREAM[: len(head)]):
+        if not _begins_stream(head) and not _IPC_STREAM.startswith(head):
             raise InputError(f"{name}: is no Arrow IPC stream, the only format that can come through a pipe")
         reader = pa.ipc.open_stream(pa.PythonFile(stream, mode="r"))
     except (pa.ArrowException, OSError) as error:
@@ -296,6 +317,42 @@ class _Fraction:
 
     def position(self) -> int:
         return self.size * self.units // max(1, self.all_units)
+
+
+def _begins_stream(head: bytes) -> bool:
+    if head.startswith(_IPC_STREAM):
+        return True
+    if len(head) < 8:
+        return False
+    # Before Arrow 0.15 a stream began with the size of its schema, and that with where its root is.
+    size, root = struct.unpack_from("<iI", head)
+    return bool(8 <= size <= _UNMARKED_SCHEMA_BYTES and root < size)
+
+
+def _stem(file: Path) -> str:
+    return os.fsencode(file.stem).decode("utf-8", "backslashreplace")
+
+
+def _texts(schema: pa.Schema) -> Iterator[str]:
+    """Give every text in a schema that pyarrow decodes only when asked for it."""
+    for column in schema:
+        yield column.name
+        for type_ in types_in(column.type):
+            yield from (type_.field(index).name for index in range(type_.num_fields))
+            if pa.types.is_timestamp(type_):
+                yield type_.tz or ""
+
+
+def _validate(batch: pa.RecordBatch) -> None:
+    """Raise `pyarrow.ArrowInvalid` unless the batch is sound; any time, date or decimal is."""
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid:
+        physical = physical_schema(batch.schema)
+        if physical.equals(batch.schema):
+            raise
+        batch.validate()
+        retyped(batch, physical).validate(full=True)
 
 
 def _damage(kind: str) -> str:

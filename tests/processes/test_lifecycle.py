@@ -103,7 +103,7 @@ def check(path: Path, puts: Mapping[int, int], state: str = "complete") -> None:
     """Check that the file holds exactly the batches of these producers, and that any HDF5 reader opens it."""
     with h5py.File(path) as file:
         assert file.attrs["state"] == state
-        assert file["x"].attrs["num_rows"] == ROWS * sum(puts.values())
+        assert file["x"].attrs["NROWS"] == ROWS * sum(puts.values())
     with shmstore.open(path) as recording:
         assert recording.state == state
         assert recording.accounting

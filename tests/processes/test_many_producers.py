@@ -164,7 +164,7 @@ def check(folder: Path, batches: int, strings: str) -> dict[str, Any]:
     with h5py.File(storage.path) as file:
         assert file.attrs["state"] == "complete"
         for name, ledger in zip(INSTRUMENTS, ledgers, strict=True):
-            assert int(file[name].attrs["num_rows"]) == ledger.total
+            assert int(file[name].attrs["NROWS"]) == ledger.total
             for read in plain_rows(file[name]):
                 assert "null" in read
                 ledger.check(read)

@@ -60,7 +60,7 @@ def test_producers_of_an_instrument_must_agree(output_dir: Path) -> None:
 
 
 def test_a_producer_that_came_to_nothing_leaves_nothing(output_dir: Path) -> None:
-    odd = pa.schema([("odd", pa.month_day_nano_interval())])
+    odd = pa.schema([("odd", pa.dictionary(pa.int8(), pa.dictionary(pa.int8(), pa.string())))])
     with shmstore.HDF5Storage(output_dir=output_dir, ring_bytes="1MiB") as storage:
         session = Path("/dev/shm", f"shmstore-{storage.name}")
         before = sorted(session.iterdir())
@@ -68,7 +68,7 @@ def test_a_producer_that_came_to_nothing_leaves_nothing(output_dir: Path) -> Non
             with refused(shmstore.UnsupportedTypeError, "'odd'"):
                 storage.producer("x", odd, compression="none")
             with refused(shmstore.ConfigError, "'valu'"):
-                storage.producer("x", SCHEMA, columns={"valu": {"compression": "none"}})
+                storage.producer("x", SCHEMA, compression="none", columns={"valu": {"compression": "none"}})
         assert sorted(session.iterdir()) == before
         assert (storage.stats().producers, storage.stats().ring_bytes) == (0, 0)
         storage.producer("x", SCHEMA, columns={"value": {"compression": "none"}}).put(batch(1, 0, 10))
@@ -99,7 +99,7 @@ def test_a_forgotten_producer_gives_its_ring_back(output_dir: Path) -> None:
 
 
 def test_ids_that_look_like_something_else(output_dir: Path) -> None:
-    names = ["..", ".", "a/b", "/", "metadata", "_shmstore", "%41", "ä ö", "x\ny"]
+    names = ["", "..", ".", "a/b", "/", "metadata", "_shmstore", "%41", "ä ö", "x\ny"]
     with shmstore.HDF5Storage(output_dir=output_dir, ring_bytes="64KiB") as storage:
         for number, name in enumerate(names):
             storage.write_batch(name, batch(number, 0, number + 1))

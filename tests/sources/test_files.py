@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet
 import pytest
+from intervals import interval_batch
 
 from shmstore.sources.files import InputError, open_source
 
@@ -69,6 +70,137 @@ def test_formats_are_found_by_content(tmp_path: Path, write: Callable[[Path], Pa
         table = pa.Table.from_batches(list(source.batches()))
         assert 0.9 * source.size_bytes <= source.position_bytes <= source.size_bytes
     assert table == TABLE
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pa.ipc.IpcWriteOptions(compression="lz4"),
+        pa.ipc.IpcWriteOptions(compression="zstd"),
+        pa.ipc.IpcWriteOptions(metadata_version=pa.ipc.MetadataVersion.V4),
+        pa.ipc.IpcWriteOptions(metadata_version=pa.ipc.MetadataVersion.V4, use_legacy_format=True),
+    ],
+    ids=["lz4", "zstd", "1.0", "0.14"],
+)
+@pytest.mark.parametrize("new", [pa.ipc.new_stream, pa.ipc.new_file])
+def test_every_version_and_compression(tmp_path: Path, new: Any, options: Any, pipe: Path) -> None:
+    path = tmp_path / "run.arrow"
+    with new(str(path), TABLE.schema, options=options) as writer:
+        writer.write_table(TABLE)
+    assert read(path) == TABLE
+    if new is pa.ipc.new_stream:
+        thread = feed(pipe, path.read_bytes())
+        assert read(pipe) == TABLE
+        thread.join()
+
+
+def read(path: Path) -> pa.Table:
+    with open_source(str(path)) as source:
+        return pa.Table.from_batches(list(source.batches()), source.schema)
+
+
+@pytest.mark.parametrize("deltas", [True, False])
+def test_dictionaries_that_grow_and_change(tmp_path: Path, deltas: bool) -> None:
+    letters = ["ab", "abc", "xyz"] if not deltas else ["ab", "abc", "abcd"]
+    batches = [
+        pa.record_batch(
+            [pa.DictionaryArray.from_arrays(pa.array([1, None, 0], pa.int8()), list(labels))], ["a"]
+        )
+        for labels in letters
+    ]
+    options = pa.ipc.IpcWriteOptions(emit_dictionary_deltas=deltas)
+    for new, name in [(pa.ipc.new_stream, "a.arrows"), (pa.ipc.new_file, "a.arrow")]:
+        if new is pa.ipc.new_file and not deltas:
+            continue  # a file cannot replace a dictionary
+        with new(str(tmp_path / name), batches[0].schema, options=options) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+        with open_source(str(tmp_path / name)) as source:
+            found = list(source.batches())
+        assert [batch.to_pydict() for batch in found] == [batch.to_pydict() for batch in batches]
+        # A file's reader knows all dictionaries before it gives the first batch.
+        if new is pa.ipc.new_stream:
+            assert found == batches
+
+
+@pytest.mark.parametrize("new", [pa.ipc.new_stream, pa.ipc.new_file])
+def test_nothing_of_something(tmp_path: Path, new: Any) -> None:
+    """No batches, batches without rows, rows without columns: all are legal."""
+    no_columns = pa.record_batch(pa.StructArray.from_buffers(pa.struct([]), 5, [None]))
+    for name, schema, batches in [
+        ("no batches", TABLE.schema, []),
+        ("no rows", TABLE.schema, [TABLE.to_batches()[0].slice(0, 0)] * 2),
+        ("no columns", pa.schema([]), [no_columns, no_columns.slice(0, 2)]),
+        ("nothing", pa.schema([]), []),
+    ]:
+        path = tmp_path / name
+        with new(str(path), schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+        with open_source(str(path)) as source:
+            assert source.schema == schema
+            found = list(source.batches())
+        assert [batch.num_rows for batch in found] == [batch.num_rows for batch in batches]
+
+
+def test_values_that_arrow_frowns_on_are_values(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "date": pa.array([1, -5], pa.int64()).view(pa.date64()),
+            "late": pa.array([90_000, -1], pa.int32()).view(pa.time32("s")),
+            "later": pa.array([10**18, -1], pa.int64()).view(pa.time64("ns")),
+            "decimal": pa.array([12345, -99999], pa.int32()).view(pa.decimal32(3, 1)),
+            "wide": pa.array([(2**127 - 1).to_bytes(16, "little"), b"\xff" * 16], pa.binary(16)).view(
+                pa.decimal128(38, 2)
+            ),
+        }
+    )
+    nested = pa.StructArray.from_arrays(
+        [column.combine_chunks() for column in table.columns], table.column_names
+    )
+    table = table.append_column("all", nested)
+    with pytest.raises(pa.ArrowInvalid):
+        table.validate(full=True)
+    assert read(write_stream(tmp_path / "odd.arrows", table)) == table
+    assert read(write_file(tmp_path / "odd.arrow", table)) == table
+
+
+def test_damage_beside_values_that_arrow_frowns_on(tmp_path: Path) -> None:
+    table = pa.table({"late": pa.array([90_000], pa.int32()).view(pa.time32("s")), "name": ["abcdefgé"]})
+    path = write_stream(tmp_path / "bent.arrows", table)
+    content = path.read_bytes()
+    path.write_bytes(content.replace("abcdefgé".encode(), b"abcdefg\xff\xff"))
+    rows, said = rows_before_error(path)
+    assert rows == 0
+    assert "UTF8" in said
+
+
+@pytest.mark.parametrize("type_", [pa.int8(), pa.list_(pa.struct([("§inner", pa.int8())]))])
+def test_names_that_are_damaged(tmp_path: Path, type_: pa.DataType) -> None:
+    path = write_stream(
+        tmp_path / "bent.arrows", pa.table([pa.nulls(1, type_)], schema=pa.schema([("§", type_)]))
+    )
+    content = path.read_bytes()
+    mark = "§inner" if b"inner" in content else "§"
+    path.write_bytes(content.replace(mark.encode(), b"\xff\xff" + mark[1:].encode()))
+    with pytest.raises(InputError, match="is damaged: a name in its schema is no UTF-8"):
+        open_source(str(path))
+
+
+def test_intervals_that_pyarrow_cannot_show(tmp_path: Path) -> None:
+    batch = interval_batch([14, None, -1], [(1, -2), None, (-3, 4)])
+    path = tmp_path / "odd.arrows"
+    with pa.ipc.new_stream(str(path), batch.schema) as writer:
+        writer.write_batch(batch)
+    assert read(path).equals(pa.Table.from_batches([batch]))
+
+
+def test_names_that_are_no_unicode(tmp_path: Path) -> None:
+    for write, name in [(write_stream, "a.arrows"), (write_file, "a.arrow"), (write_parquet, "a.parquet")]:
+        path = write(tmp_path / name).rename(tmp_path / os.fsdecode(b"M\xfc\xc3\xbc.arrow"))
+        with open_source(str(path)) as source:
+            assert source.stem == "M\\xfcü"
+            assert sum(batch.num_rows for batch in source.batches()) == TABLE.num_rows
 
 
 @pytest.mark.parametrize(("suffix", "delimiter"), [(".csv", ","), (".TSV", "\t")])
@@ -140,6 +272,8 @@ def test_damaged_values_are_never_handed_on(tmp_path: Path) -> None:
         ("plain.txt", b"a,b\n1,2\n", "is neither an Arrow IPC stream"),
         ("blank.csv", b"\n\n", "cannot be read"),
         ("fake.arrows", b"\xff\xff\xff\xff" + b"z" * 500, "cannot be read"),
+        ("old.arrows", b"\x60\x00\x00\x00\x10\x00\x00\x00" + b"z" * 500, "cannot be read"),
+        ("count.bin", bytes(range(256)), "is neither an Arrow IPC stream"),
         ("fake.arrow", b"ARROW1\0\0" + b"z" * 500, "cannot be read"),
         ("fake.parquet", b"PAR1" + b"z" * 500, "cannot be read"),
     ],
