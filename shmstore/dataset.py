@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from shmstore.codec import Codec, Filter
 from shmstore.errors import StorageError, storage_error
 from shmstore.layout import Link as LayoutLink
 from shmstore.layout import Stream
-from shmstore.writebehind import WriteBehind
 
 FORMAT_VERSION = "1.0"
 # v110: superblock 3 and extensible-array chunk indexes, hence SWMR and O(1) appends; HDF5 1.10 and newer can
@@ -70,8 +68,6 @@ class Dataset:
         Filter mask that says "stored as it is".
     known_items : int
         Extent of the first dimension, as last set.
-    placeable : bool
-        Whether HDF5 gives its chunks their places before they are written (:meth:`place_chunk`).
     bytes_written, chunks_written : int
         Bytes handed to the file, and whole chunks among them.
     """
@@ -89,7 +85,6 @@ class Dataset:
         self.known_items = 0
         self.bytes_written = 0
         self.chunks_written = 0
-        self.placeable = is_placeable(stream, filters, self.chunk_bytes)
         self._opened = -1
         self._id: h5d.DatasetID = None
 
@@ -109,37 +104,6 @@ class Dataset:
         if items > self.known_items:
             self.id.set_extent((items, *self._stream.item_shape))
             self.known_items = items
-
-    def place_chunk(self, index: int, items: int) -> int | None:
-        """Have HDF5 give the next chunk its place in the file, for somebody else to write it there.
-
-        HDF5 does not tell places but by a search. It takes them from the end of the file; so where the file
-        grew by exactly one chunk, that is where it is.
-
-        Parameters
-        ----------
-        index
-            Number of the chunk.
-        items
-            Extent of the first dimension from then on; ends within this chunk.
-
-        Returns
-        -------
-        int or None
-            Where in the file the chunk begins; ``None`` if only :meth:`write_chunk` can write it.
-        """
-        if not self.placeable or index != -(-self.known_items // self.chunk_items):
-            return None
-        start = align_place(self._file.end)
-        self.grow(items)
-        if self._file.end != start + self.chunk_bytes:
-            return None
-        self.bytes_written += self.chunk_bytes
-        return start
-
-    def write_behind(self, pieces: Sequence[tuple[int, npt.NDArray[np.uint8]]]) -> Future[None]:
-        """Write chunks, of any dataset of the file, at the places that :meth:`place_chunk` gave."""
-        return self._file.behind.submit(pieces)
 
     def write_chunk(self, index: int, payload: Any, filter_mask: int) -> None:
         """Write an encoded chunk as it is; its first item must lie within the extent.
@@ -214,8 +178,6 @@ class RecordingFile:
         The file.
     generation : int
         Grows whenever the file was reopened: handles of an older generation are dead.
-    behind : WriteBehind
-        Writes chunks at the places that :meth:`Dataset.place_chunk` gave them.
     heap_bytes : int
         Memory that variable-length items hold, estimated; given back by a :meth:`flush` when it is too much.
     """
@@ -226,7 +188,6 @@ class RecordingFile:
         self.heap_bytes = 0
         self._file = file
         self._sync_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self.behind = WriteBehind(path)
         self._structuring = False
 
     @classmethod
@@ -361,9 +322,6 @@ class RecordingFile:
         )
         for filter_ in filters:
             properties.set_filter(filter_.id, _FILTER_OPTIONAL, filter_.cd_values)
-        if is_placeable(stream, len(filters), chunk_items * stream.item_bytes):
-            properties.set_alloc_time(h5d.ALLOC_TIME_EARLY)
-            properties.set_fill_time(h5d.FILL_TIME_NEVER)
         links = h5p.create(h5p.LINK_CREATE)
         links.set_create_intermediate_group(True)
         space = h5s.create_simple((items, *shape), (h5s.UNLIMITED, *shape))
@@ -424,7 +382,6 @@ class RecordingFile:
 
     def flush(self) -> None:
         """Publish to readers what was written; libhdf5 does not fsync."""
-        self.behind.wait()
         self._file.flush()
         if self.heap_bytes > _HEAP_BYTES:
             with self.structure():  # closing is the only thing that makes HDF5 let go of the heap
@@ -433,12 +390,6 @@ class RecordingFile:
     def sync(self) -> None:
         """Wait until the disk has what was flushed; touches no HDF5, so another thread may call it."""
         os.fdatasync(self._sync_fd)
-
-    @property
-    def end(self) -> int:
-        """Where HDF5 will put what comes next, before alignment."""
-        end: int = self._file.id.get_filesize()
-        return end
 
     @property
     def size(self) -> int:
@@ -465,18 +416,15 @@ class RecordingFile:
         for link, count in rows.items():
             self._file[link].attrs["NROWS"] = np.uint64(count)
         self._file.close()
-        self.behind.close()
         os.fsync(self._sync_fd)
         os.close(self._sync_fd)
 
     def close(self) -> None:
         """Close without stamping anything: for the way out after a failure."""
-        self.behind.close()
         self._file.close()
         os.close(self._sync_fd)
 
     def _reopen(self) -> None:
-        self.behind.wait()
         self._file.close()
         # Without HDF5's file lock: a reader that opens the file in this moment holds it briefly, and must not
         # stop us. That nobody else writes is settled already, by creating the file exclusively.
@@ -507,18 +455,6 @@ def metadata_attribute(value: Any) -> Any:
         if kinds in ({float}, {bool}) or (kinds == {int} and all(-(2**63) <= item < 2**63 for item in value)):
             return np.array(value)
     return None
-
-
-def is_placeable(stream: Stream, filters: int, chunk_bytes: int) -> bool:
-    """Whether a dataset's chunks have a known size, and are large enough to be worth a place of their own."""
-    return (
-        not (filters or stream.variable or stream.lazy) and chunk_bytes >= _ALIGNMENT["alignment_threshold"]
-    )
-
-
-def align_place(place: int) -> int:
-    """Return where a large chunk begins that HDF5 puts behind ``place``."""
-    return -(-place // _ALIGNMENT["alignment_interval"]) * _ALIGNMENT["alignment_interval"]
 
 
 def _set_token(attributes: h5py.AttributeManager, name: str, token: str) -> None:

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from shmstore.errors import IncompleteFileError, SchemaMismatchError
 from shmstore.nulls import nulls
+from shmstore.sameness import same_type, same_types
 from shmstore.schema import first_difference, quoted, to_dict
 
 #: By this key of a field's metadata a type that is not registered here says what it is.
@@ -95,7 +96,7 @@ def evolve(current: pa.Schema, found: pa.Schema) -> Evolution:
     >>> evolution.schema.types, evolution.added, evolution.widened
     ([DataType(int16), DataType(string)], (1,), (0,))
     """
-    if found.equals(current):
+    if same_types(found, current):
         return Evolution(current)
     others = dict(_by_occurrence(found))
     fields: list[pa.Field] = []
@@ -105,7 +106,7 @@ def evolve(current: pa.Schema, found: pa.Schema) -> Evolution:
         if key in others:
             other = found.field(others.pop(key))
             type_ = _common_type(field, other)
-            if not type_.equals(field.type):
+            if not same_type(type_, field.type):
                 widened.append(position)
                 field = field.with_type(type_)
             if other.nullable and not field.nullable:
@@ -164,7 +165,7 @@ def project(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
         type_ = schema.field(position).type
         if key in positions:
             column = batch.column(positions[key])
-            columns.append(column if column.type.equals(type_) else column.cast(type_))
+            columns.append(column if same_type(column.type, type_) else column.cast(type_))
         else:
             columns.append(nulls(batch.num_rows, type_))
     return pa.RecordBatch.from_arrays(columns, schema=schema)
@@ -219,7 +220,7 @@ def _by_occurrence(schema: pa.Schema) -> Iterable[tuple[tuple[str, int], int]]:
 
 def _common_type(current: pa.Field, found: pa.Field) -> pa.DataType:
     """Return the smallest type that holds the values of both columns."""
-    if found.type.equals(current.type):
+    if same_type(found.type, current.type):
         return current.type
     if not any(_EXTENSION_NAME in (field.metadata or ()) for field in (current, found)):
         type_ = _wider_integer(current.type, found.type) or _wider_float(current.type, found.type)

@@ -122,6 +122,10 @@ def _gather_lists(array: pa.Array, indices: Items, valid: pa.Buffer | None) -> p
     offsets = np.zeros(len(indices) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     values = gather_ranges(array.values, starts, lengths, offsets)
+    if pa.types.is_map(type_) and values.offset:
+        # Arrow's maps look past the offset of their entries.
+        entries = [values.field(number) for number in range(2)]
+        values = pa.Array.from_buffers(values.type, len(values), [None], children=entries)
     large = pa.types.is_large_list(type_) or pa.types.is_large_list_view(type_)
     wide = np.int64 if large else np.int32
     if pa.types.is_list_view(type_) or pa.types.is_large_list_view(type_):

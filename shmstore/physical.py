@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from shmstore.nulls import nulls
+from shmstore.sameness import same_type
 
 _MONTHS, _DAY_TIME = pa.lib.Type_INTERVAL_MONTHS, pa.lib.Type_INTERVAL_DAY_TIME
 _LIST_MAKERS = (
@@ -30,7 +31,7 @@ def physical_schema(schema: pa.Schema) -> pa.Schema:
     changed = schema
     for number, field in enumerate(schema):
         physical = _physical_field(field)
-        if physical.type != field.type:
+        if not same_type(physical.type, field.type):
             changed = changed.set(number, physical)  # one by one: all else of the schema stays as it is
     return changed
 
@@ -48,7 +49,7 @@ def physical_type(type_: pa.DataType) -> pa.DataType:
         return leaf
     if isinstance(type_, pa.BaseExtensionType):
         storage = physical_type(type_.storage_type)
-        return type_ if storage == type_.storage_type else storage
+        return type_ if same_type(storage, type_.storage_type) else storage
     if pa.types.is_dictionary(type_):
         return pa.dictionary(type_.index_type, physical_type(type_.value_type), type_.ordered)
     if pa.types.is_run_end_encoded(type_):
@@ -93,7 +94,7 @@ def _physical_leaf(type_: pa.DataType) -> pa.DataType | None:
 
 def _physical_field(field: pa.Field) -> pa.Field:
     type_ = physical_type(field.type)
-    return field if type_ == field.type else field.with_type(type_)
+    return field if same_type(type_, field.type) else field.with_type(type_)
 
 
 def with_members(type_: pa.DataType, change: Callable[[pa.Field], pa.Field]) -> pa.DataType:

@@ -2,7 +2,7 @@
 
 Whoever submits is the one thread that writes HDF5. A full window makes it wait for the oldest chunk, write
 that, and go on: so memory is bounded and order is kept, with no queue in between. Codec threads only ever see
-bytes. What needs no codec is written behind, at places that HDF5 gave in advance.
+bytes.
 """
 
 from __future__ import annotations
@@ -32,28 +32,11 @@ class _Job:
     encode: Encode | None
     encoded: tuple[Any, int] | None = None
     encoding: Future[None] | None = None
-    writing: Future[None] | None = None
-
-    @property
-    def behind(self) -> bool:
-        """Whether it is, or will be, written behind."""
-        return self.encode is None and self.dataset.placeable
-
-    @property
-    def ready(self) -> bool:
-        """Whether it can be written, or is written, without waiting."""
-        if self.behind:
-            return self.writing is not None and self.writing.done()
-        return self.encoding is None or self.encoding.done()
 
     def run(self) -> None:
         """Encode; on a codec thread. The result stays in the job, where it can be let go."""
         if self.encode is not None:
             self.encoded = self.encode(self.chunk)
-
-
-_DONE: Future[None] = Future()
-_DONE.set_result(None)
 
 
 class CodecPipeline:
@@ -128,34 +111,8 @@ class CodecPipeline:
 
     def write_ready(self) -> None:
         """Write what is encoded, up to the first chunk that is not."""
-        while self._jobs and self._jobs[0].ready:
+        while self._jobs and ((encoding := self._jobs[0].encoding) is None or encoding.done()):
             self._write_oldest()
-
-    def write_behind(self) -> None:
-        """Begin to write what needs no codec; :meth:`write_ready` sees the end of it.
-
-        From here on the extents reach over chunks that are not written yet: the file must not be flushed
-        before they are (`RecordingFile.flush` waits for them).
-        """
-        begun: list[_Job] = []
-        pieces: list[tuple[int, Chunk]] = []
-        for job in self._jobs:
-            if not job.behind or job.writing is not None:
-                continue
-            place = job.dataset.place_chunk(job.index, job.items)
-            if place is None:
-                job.dataset.grow(job.items)
-                job.dataset.write_chunk(job.index, job.chunk, job.dataset.skip_mask)
-                job.writing = _DONE
-            else:
-                begun.append(job)
-                pieces.append((place, job.chunk))
-        if not begun:
-            return
-        writing = begun[0].dataset.write_behind(pieces)
-        for job in begun:
-            job.writing = writing
-        writing.add_done_callback(lambda _: self._ready())
 
     def wait_for(self, ticket: int) -> None:
         """Write everything up to the chunk with that ticket."""
@@ -164,7 +121,6 @@ class CodecPipeline:
 
     def drain(self) -> None:
         """Write everything that was submitted."""
-        self.write_behind()
         self.wait_for(self.submitted)
 
     @property
@@ -176,15 +132,10 @@ class CodecPipeline:
         # The job leaves the queue only once it is written: a failed write can be tried again.
         job = self._jobs[0]
         dataset = job.dataset
-        if job.behind and job.writing is None:
-            self.write_behind()
-        for future in (job.encoding, job.writing):
-            if future is not None:
-                future.result()
+        if job.encoding is not None:
+            job.encoding.result()
         dataset.grow(job.items)
-        if job.writing is not None:
-            pass
-        elif job.encoded is not None:
+        if job.encoded is not None:
             dataset.write_chunk(job.index, *job.encoded)
         elif dataset.skip_mask and not job.as_it_is:
             dataset.filter_chunk(job.index, job.chunk)

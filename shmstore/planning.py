@@ -177,6 +177,8 @@ class _Planner:
         if pa.types.is_union(storage):
             return self._union(storage, path, space)
         if pa.types.is_run_end_encoded(storage):
+            if pa.types.is_run_end_encoded(storage_type(storage.value_type)):
+                self._refuse("run ends whose values are run ends", "decode one of them")
             ends = Stream("run_ends", f"{path}/RUN_ENDS", "<u8", space=f"{path}/VALUES")
             children = self._values(pa.field("values", storage.value_type), path)
             return _node("run_ends", ends, children=children, attributes={"CLASS": "RUN_ENDS"})
@@ -187,7 +189,7 @@ class _Planner:
 
     def _refuse(self, what: str, remedy: str) -> NoReturn:
         raise UnsupportedTypeError(
-            f"column {self._item.name!r} holds {what}, which Arrow's own streams cannot carry: {remedy}"
+            f"column {self._item.name!r} holds {what}, which Arrow itself cannot hand on: {remedy}"
         )
 
     # -- leaves ----------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Self
 import pyarrow as pa
 
 from shmstore.batch import BatchWriter, PlainLayout, batches_of
+from shmstore.compaction import types_in
 from shmstore.config import ResolvedInstrument
 from shmstore.control import ControlConnection, raise_error
 from shmstore.descriptor import Descriptor
@@ -38,6 +39,7 @@ from shmstore.physical import physical_schema, retyped
 from shmstore.planning import plan
 from shmstore.queue import DescriptorQueue
 from shmstore.ring import SLOT_HEADER_BYTES, Kind, Life, Ring
+from shmstore.sameness import same_types
 from shmstore.schema import first_difference
 from shmstore.schemabytes import from_bytes, to_bytes
 from shmstore.segment import align
@@ -73,7 +75,13 @@ class _Declared(NamedTuple):
     schema_id: int
     layout: Layout
     writer: BatchWriter
+    encoded: bool  # whether it has types that Arrow's own comparison may take for one another
     checked: tuple[int, ...]  # columns whose values have to be looked at before they are accepted
+
+    def is_for(self, schema: pa.Schema) -> bool:
+        """Whether batches of a schema follow this one as they are."""
+        same: bool = same_types(schema, self.schema) if self.encoded else schema.equals(self.schema)
+        return same
 
 
 class Producer:
@@ -186,7 +194,7 @@ class Producer:
     def _check_batch(self, batch: pa.RecordBatch) -> tuple[_Declared, pa.RecordBatch]:
         """Refuse what does not fit; return what the batch follows, and the batch under exactly that."""
         declared = self._declared or self._describe(batch.schema, _UNDECLARED)
-        if batch.schema is not declared.schema and not batch.schema.equals(declared.schema):
+        if batch.schema is not declared.schema and not declared.is_for(batch.schema):
             if difference := first_difference(declared.schema, batch.schema):
                 declared = self._other_schema(batch.schema, difference)
             # Metadata may differ, or a column be declared free of nulls here: the same columns all the same.
@@ -454,7 +462,8 @@ class Producer:
         layout = self._plan(schema)
         checked = tuple(column.index for column in layout.columns if column.encoding not in ("plain", "bool"))
         physical = physical_schema(schema)
-        return _Declared(schema, physical, schema_id, layout, BatchWriter(schema), checked)
+        encoded = any(_is_encoded(type_) for field in schema for type_ in types_in(field.type))
+        return _Declared(schema, physical, schema_id, layout, BatchWriter(schema), encoded, checked)
 
     # -- counts and the end ----------------------------------------------------------------------------------
 
@@ -528,6 +537,11 @@ class Producer:
             else "not in use yet"
         )
         return f"<Producer of {self.instrument_id!r}: {state}>"
+
+
+def _is_encoded(type_: pa.DataType) -> bool:
+    """Whether values of a type stand for others."""
+    return bool(pa.types.is_dictionary(type_) or pa.types.is_run_end_encoded(type_))
 
 
 def _under(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:

@@ -23,6 +23,7 @@ from shmstore.layout import ROWS, Column, Layout
 from shmstore.names import RESERVED_INSTRUMENT_ATTRIBUTES
 from shmstore.opening import OpenedFile, naming
 from shmstore.physical import physical_type, retyped
+from shmstore.sameness import same_type
 from shmstore.schemabytes import from_bytes
 
 #: Arrow bytes in a batch of `Instrument.iter_batches`, by default: many chunks, little memory.
@@ -336,7 +337,7 @@ def _schema_of(layout: Layout, picked: list[Column]) -> pa.Schema:
 
 def _logical(values: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
     """Return values in their physical form as what their field says they are."""
-    if values.type.equals(field.type, check_metadata=True):
+    if values.type.equals(field.type, check_metadata=True) and same_type(values.type, field.type):
         return values
     physical, logical = pa.schema([field.with_type(values.type)]), pa.schema([field])
     batches = [retyped(pa.record_batch([chunk], schema=physical), logical) for chunk in values.chunks]

@@ -13,6 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from shmstore.sameness import same_type
+
 #: Longest text of one name or type in a message; names may have 4 KB, types thousands of fields.
 _LONGEST_TEXT = 80
 #: A place deeper than this is cut in its middle.
@@ -62,7 +64,7 @@ def first_difference(expected: pa.Schema, found: pa.Schema) -> str | None:
         other = found.field(position)
         if other.name != field.name:
             return f"column {position} {_is_not(repr(other.name), repr(field.name))}"
-        if not other.type.equals(field.type):
+        if not same_type(other.type, field.type):
             return _type_difference([_column(expected, position)], field.type, other.type)
         if other.nullable and not field.nullable:
             return f"{_column(expected, position)} is nullable, expected not null"
@@ -108,7 +110,7 @@ def _column(schema: pa.Schema, position: int) -> str:
 
 
 def _type_difference(steps: list[str], expected: pa.DataType, found: pa.DataType) -> str | None:
-    if found.equals(expected):
+    if same_type(found, expected):
         return None
     inner = _inner_difference(steps, expected, found) if found.id == expected.id else None
     return inner or f"{spelled(steps)} {_is_not(str(found), str(expected))}"

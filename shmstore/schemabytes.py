@@ -35,7 +35,10 @@ def from_bytes(data: pa.Buffer | bytes | memoryview) -> pa.Schema:
     ValueError, OSError
         The bytes are no schema.
     """
-    schema = pa.ipc.read_schema(pa.py_buffer(data))
+    try:
+        schema = pa.ipc.read_schema(pa.py_buffer(data))
+    except pa.ArrowNotImplementedError as error:
+        raise ValueError(f"the bytes are no schema that is known here: {error}") from None
     metadata = dict(schema.metadata or {})
     if _VALUES_KEY not in metadata:
         return schema

@@ -110,9 +110,6 @@ class Writer:
         now = time.monotonic()
         if self._commit_is_due(now):
             self._commit()
-        # After the commit, so that it waits for what was begun a turn ago: that ran while this turn's slots
-        # were taken in.
-        self._pipeline.write_behind()
         interval = self._config.auto_flush_interval_secs
         if interval and now - self._last_publish >= interval:
             self._publish(older_than_s=interval)
@@ -216,8 +213,6 @@ class Writer:
         for instrument in self._instruments:
             self._settle_if_crowded(instrument)
             instrument.assembly.publish_variable()
-        self._file.behind.wait()
-        self._pipeline.write_ready()
         self._file.flush()
         written = self._pipeline.written
         for source in self._sources.values():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -104,20 +106,69 @@ def places(array: pa.Array, pick: object) -> Items:
     return every if pick is None else every[pick]  # type: ignore[index]
 
 
+def listed(array: pa.Array) -> list[Any]:
+    """Read an array item by item, slowly; Arrow's own way fails for some types within run ends."""
+    type_ = array.type
+    if isinstance(type_, pa.BaseExtensionType):
+        return listed(array.storage)
+    if pa.types.is_run_end_encoded(type_):
+        values, ends = listed(array.values), array.run_ends.to_pylist()
+        return [values[bisect.bisect_right(ends, array.offset + row)] for row in range(len(array))]
+    if pa.types.is_dictionary(type_):
+        values = listed(array.dictionary)
+        return [None if code is None else values[code] for code in array.indices.to_pylist()]
+    if pa.types.is_union(type_):
+        members = [listed(array.field(number)) for number in range(type_.num_fields)]
+        codes = np.frombuffer(array.buffers()[1], np.int8)[array.offset :][: len(array)]
+        within = np.arange(len(array))
+        if type_.mode == "dense":
+            within = np.frombuffer(array.buffers()[2], np.int32)[array.offset :][: len(array)]
+        places = zip(codes, within, strict=True)
+        return [(code, members[type_.type_codes.index(code)][place]) for code, place in places]
+    if pa.types.is_struct(type_):
+        members = [listed(array.field(number)) for number in range(type_.num_fields)]
+        rows = zip(zip(*members, strict=True), array.is_valid().to_pylist(), strict=True)
+        return [row if valid else None for row, valid in rows]
+    if not type_.num_fields:
+        return array.to_pylist()  # type: ignore[no-any-return]
+    if pa.types.is_map(type_):  # keys and items, not values: so do all others who read it
+        values = list(zip(listed(array.keys), listed(array.items), strict=True))
+    else:
+        values = listed(array.values)
+    if pa.types.is_fixed_size_list(type_):
+        starts = (array.offset + np.arange(len(array))) * type_.list_size
+        ends = starts + type_.list_size
+    else:
+        wide = np.int64 if str(type_).startswith("large") else np.int32
+        starts = np.frombuffer(array.buffers()[1], wide)[array.offset :]
+        views = "list_view" in str(type_).partition("<")[0]
+        ends = starts + np.frombuffer(array.buffers()[2], wide)[array.offset :] if views else starts[1:]
+    rows = zip(starts, ends, array.is_valid().to_pylist(), strict=False)
+    return [values[start:end] if valid else None for start, end, valid in rows]
+
+
 def check(array: pa.Array) -> None:
-    items = array.to_pylist()
+    items = listed(array)
     for pick in PICKS.values():
         indices = places(array, pick)
         found = gather(array, indices)
         found.validate(full=True)
         assert found.type.equals(array.type, check_metadata=True)
-        assert found.to_pylist() == [items[index] for index in indices]
+        assert listed(found) == [items[index] for index in indices]
+
+
+@pytest.mark.parametrize("leaf", ["int64", "string_view", "run ends of text", "dictionary of run ends"])
+@pytest.mark.parametrize("wrapper", ["list", "large_list_view", "map", "dictionary", "itself"])
+def test_the_slow_reader_reads_as_arrow_does(wrapper: str, leaf: str) -> None:
+    array = WRAPPERS["list_view"](WRAPPERS[wrapper](LEAVES[leaf]))[3:]
+    assert listed(array) == array.to_pylist()
 
 
 @pytest.mark.parametrize("leaf", LEAVES)
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_any_type_is_picked_as_from_a_list(wrapper: str, leaf: str) -> None:
     array = WRAPPERS[wrapper](LEAVES[leaf])
+    array.validate(full=True)
     assert len(array) == ROWS
     for part in (array, array[5:], array[:13], array[3:20], array[2:][7:21]):
         check(part)
@@ -126,6 +177,8 @@ def test_any_type_is_picked_as_from_a_list(wrapper: str, leaf: str) -> None:
 @pytest.mark.parametrize("outer", WRAPPERS)
 @pytest.mark.parametrize("inner", WRAPPERS)
 def test_so_it_is_when_types_lie_within_each_other(outer: str, inner: str) -> None:
+    if outer == inner == "extension":
+        inner = "struct"  # Arrow itself aborts over an extension's extension
     for leaf in ("string_view", "run ends of dictionary", "dictionary of run ends"):
         array = WRAPPERS[outer](WRAPPERS[inner](LEAVES[leaf]))
         for part in (array, array[3:20]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
+from shmstore.compaction import types_in
 from shmstore.nulls import nulls
 
 LEAVES = [
@@ -25,7 +26,7 @@ NOTED = {"unit": "m"}
 
 def wrapped(inner: pa.DataType) -> dict[str, pa.DataType]:
     field = pa.field("item", inner, metadata=NOTED)
-    firm = pa.field("b", inner, nullable=False)
+    firm = pa.field("b", inner, nullable=pa.types.is_null(inner))
     return {
         "itself": inner,
         "list": pa.list_(field),
@@ -44,16 +45,40 @@ def wrapped(inner: pa.DataType) -> dict[str, pa.DataType]:
     }
 
 
+def is_refused(type_: pa.DataType) -> bool:
+    """Say whether Arrow itself cannot handle a type, so that no column may have it."""
+    if isinstance(type_, pa.BaseExtensionType):
+        return isinstance(type_.storage_type, pa.BaseExtensionType)
+    if pa.types.is_run_end_encoded(type_):
+        return bool(pa.types.is_run_end_encoded(type_.value_type))
+    if pa.types.is_dictionary(type_):
+        return isinstance(type_.value_type, pa.BaseExtensionType) or pa.types.is_dictionary(type_.value_type)
+    return False
+
+
+def all_null(array: pa.Array) -> bool:
+    """Say whether all items are null; Arrow does not see it in run ends and unions."""
+    if isinstance(array.type, pa.BaseExtensionType):
+        return all_null(array.storage)
+    if pa.types.is_run_end_encoded(array.type):
+        return all_null(array.values) and (array.run_ends.to_pylist() or [0])[-1] == len(array)
+    if pa.types.is_union(array.type):
+        return set(array.type_codes.to_pylist()) <= {4} and all_null(array.field(0))
+    return bool(array.null_count == len(array))
+
+
 @pytest.mark.parametrize("leaf", LEAVES, ids=str)
-@pytest.mark.parametrize("kind", list(wrapped(pa.int8())))
-@pytest.mark.parametrize("count", [0, 1, 2, 9])
-def test_so_many_nulls_of_that_type(count: int, kind: str, leaf: pa.DataType) -> None:
-    for type_ in (wrapped(leaf)[kind], *wrapped(wrapped(leaf)[kind]).values()):
+@pytest.mark.parametrize("count", [0, 1, 9])
+def test_so_many_nulls_of_that_type(count: int, leaf: pa.DataType) -> None:
+    types = [inner for outer in wrapped(leaf).values() for inner in (outer, *wrapped(outer).values())]
+    for type_ in types:
+        if any(map(is_refused, types_in(type_))):
+            continue
         found = nulls(count, type_)
         found.validate(full=True)
         assert len(found) == count
         assert found.type.equals(type_, check_metadata=True)
-        assert found.to_pylist() == [None] * count
+        assert all_null(found)
 
 
 @pytest.mark.parametrize("kind", ["list", "fixed_size_list", "struct", "map", "dictionary"])
@@ -64,7 +89,8 @@ def test_they_are_null_and_not_merely_empty(kind: str) -> None:
 
 
 def test_they_can_be_cut_joined_and_sent() -> None:
-    type_ = pa.struct([(str(number), inner) for number, inner in enumerate(wrapped(LEAVES[-3]).values())])
+    inner = wrapped(pa.dictionary(pa.int8(), pa.string_view()))
+    type_ = pa.struct([(name, inner[name]) for name in inner if name != "dictionary"])
     found = pa.concat_arrays([nulls(5, type_)[2:], nulls(4, type_)[1:2]])
     found.validate(full=True)
     assert found.to_pylist() == [None] * 4

@@ -217,7 +217,9 @@ def _unions(draw: st.DrawFn, of: Types, mode: str) -> pa.DataType:
 
 
 def _run_end_encoded(of: Types) -> Types:
-    return st.builds(pa.run_end_encoded, st.sampled_from([pa.int16(), pa.int32(), pa.int64()]), of)
+    # Arrow's C interface refuses run ends whose values are run ends.
+    values = of.filter(lambda type_: not pa.types.is_run_end_encoded(type_))
+    return st.builds(pa.run_end_encoded, st.sampled_from([pa.int16(), pa.int32(), pa.int64()]), values)
 
 
 @st.composite
