@@ -33,7 +33,6 @@ from shmstore.physical import physical_type
 from shmstore.pipeline import CodecPipeline
 from shmstore.planning import plan
 from shmstore.schema import to_json
-from shmstore.schemabytes import to_bytes
 from shmstore.streams import ChunkAssembler, VariableAssembler
 from shmstore.tails import Tails
 
@@ -215,7 +214,7 @@ class InstrumentAssembly:
 
     def _write_documents(self, layout: Layout, image: bytes | None = None) -> None:
         self._file.create_document(f"{self.link}/schema", to_json(layout.schema))
-        self._file.create_bytes(f"{self.link}/_arrow/schema", image or to_bytes(layout.schema))
+        self._file.create_bytes(f"{self.link}/_arrow/schema", image or layout.schema.serialize().to_pybytes())
         self._file.create_document(f"{self.link}/_arrow/layout", layout.to_json())
         self._file.set_columns(self.link, [column.path for column in layout.columns])
 

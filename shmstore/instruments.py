@@ -24,7 +24,6 @@ from shmstore.physical import physical_schema
 from shmstore.pipeline import CodecPipeline
 from shmstore.planning import plan
 from shmstore.schema import first_difference
-from shmstore.schemabytes import from_bytes, travelling
 from shmstore.session import Session
 from shmstore.stats import InstrumentStats
 
@@ -90,12 +89,12 @@ class Instrument:
         current = self.schema
         if current is None:
             self.assembly.declare(schema, image)
-            self._physical = physical_schema(travelling(schema))
+            self._physical = physical_schema(schema)
         elif self._evolves:
             evolution = self._evolution(current, schema)
             if evolution.changed:
                 self.assembly.evolve(evolution)
-                self._physical = physical_schema(travelling(evolution.schema))
+                self._physical = physical_schema(evolution.schema)
         elif difference := first_difference(current, schema):
             raise SchemaMismatchError(
                 f"instrument {self.instrument_id!r} is recorded with another schema: {difference}; "
@@ -159,15 +158,12 @@ class Follows:
         Where they go.
     schema : pyarrow.Schema
         As it was declared.
-    travelling : pyarrow.Schema
-        What Arrow's streams say of it.
     physical : pyarrow.Schema
         The form in which they are recorded.
     """
 
     instrument: Instrument
     schema: pa.Schema
-    travelling: pa.Schema
     physical: pa.Schema
 
     @cached_property
@@ -265,7 +261,7 @@ class Instruments:
         """
         try:
             image = base64.b64decode(declared, validate=True)
-            schema = from_bytes(image)
+            schema = pa.ipc.read_schema(pa.py_buffer(image))
         except (pa.ArrowException, OSError, ValueError) as error:
             raise BrokenError(
                 f"what was declared for {instrument_id!r} is no Arrow schema: {error}"
@@ -274,8 +270,7 @@ class Instruments:
         if instrument.assembly.config.schema_policy == "new":
             instrument = self._of_schema(instrument, schema)
         instrument.declare(schema, image)
-        found = travelling(schema)
-        return Follows(instrument, schema, found, physical_schema(found))
+        return Follows(instrument, schema, physical_schema(schema))
 
     def _of_schema(self, first: Instrument, schema: pa.Schema) -> Instrument:
         """Return the one among an instrument's groups that has a schema; under the policy ``new``."""

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from shmstore.nulls import nulls
-from shmstore.sameness import same_type
+from shmstore.sameness import same_type, same_types
 
 _MONTHS, _DAY_TIME = pa.lib.Type_INTERVAL_MONTHS, pa.lib.Type_INTERVAL_DAY_TIME
 _LIST_MAKERS = (
@@ -58,7 +58,13 @@ def physical_type(type_: pa.DataType) -> pa.DataType:
 
 
 def retyped(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """Return a batch under another schema of the same buffers: of its physical form, or back."""
+    """Return a batch under another schema of the same buffers: of its physical form, or back.
+
+    The batch itself, if it has that schema already: Arrow's import is not right for every slice.
+    """
+    found = batch.schema
+    if found.equals(schema, check_metadata=True) and same_types(found, schema):
+        return batch
     if not batch.num_rows:
         return empty_batch(schema)  # Arrow's import goes wrong over the buffers that empty arrays leave out
     return pa.record_batch(_Retyped(batch, schema))

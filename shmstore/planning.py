@@ -4,7 +4,7 @@ Paths follow HEP001 (H5Col, the HDF Group's draft convention for column tables) 
 packed string column is a ``STRING_VALUES`` group with ``OFFSETS``, ``CHARS`` and ``MASK``, a list is a
 ``LIST_COLUMN`` group with ``OFFSETS``, ``VALUES`` and ``MASK``, and labels stand below ``CATEGORIES``.
 
-Only writers ask here. It touches no values and no files.
+Only writers plan; what is told here of Arrow's types, readers ask too. It touches no values and no files.
 """
 
 from __future__ import annotations

@@ -41,7 +41,6 @@ from shmstore.queue import DescriptorQueue
 from shmstore.ring import SLOT_HEADER_BYTES, Kind, Life, Ring
 from shmstore.sameness import same_types
 from shmstore.schema import first_difference
-from shmstore.schemabytes import from_bytes, to_bytes
 from shmstore.segment import align
 from shmstore.session import Session, State
 from shmstore.stats import ProducerStats
@@ -446,7 +445,7 @@ class Producer:
         self._plan(schema)  # refuses what cannot be recorded before anybody else hears of it
         connection = ControlConnection(self._attach().session.control_path)
         try:
-            serialized = base64.b64encode(to_bytes(schema)).decode()
+            serialized = base64.b64encode(schema.serialize()).decode()
             reply = connection.request("declare", ring=self._number, schema=serialized)
         finally:
             connection.close()
@@ -525,7 +524,7 @@ class Producer:
             )
         schema, schema_id = self._given
         # Not the schema itself: some of its types cannot be pickled.
-        image = None if schema is None else to_bytes(schema)
+        image = None if schema is None else schema.serialize().to_pybytes()
         return _unpickle, (str(self._folder), self._number, self._config, image, schema_id)
 
     def __repr__(self) -> str:
@@ -583,5 +582,5 @@ def _let_go(attachment: _Attachment, life: Life) -> None:
 def _unpickle(
     folder: str, number: int, config: ResolvedInstrument, image: bytes | None, schema_id: int
 ) -> Producer:
-    schema = None if image is None else from_bytes(image)
+    schema = None if image is None else pa.ipc.read_schema(pa.py_buffer(image))
     return Producer(Path(folder), number, config, schema, schema_id)

@@ -24,7 +24,6 @@ from shmstore.names import RESERVED_INSTRUMENT_ATTRIBUTES
 from shmstore.opening import OpenedFile, naming
 from shmstore.physical import physical_type, retyped
 from shmstore.sameness import same_type
-from shmstore.schemabytes import from_bytes
 
 #: Arrow bytes in a batch of `Instrument.iter_batches`, by default: many chunks, little memory.
 _BATCH_BYTES = 16 * 2**20
@@ -194,7 +193,7 @@ class Instrument:
                 return None
             text = own["layout"].asstr()[()]
             if text != self._layout_text:
-                schema = from_bytes(own["schema"][()].tobytes())
+                schema = pa.ipc.read_schema(pa.py_buffer(own["schema"][()].tobytes()))
                 self._layout, self._layout_text = Layout.from_json(text, schema), text
         return self._layout
 

@@ -458,6 +458,6 @@ class Writer:
 
 def _batch_of(slot: Slot, follows: Follows) -> pa.RecordBatch:
     if slot.kind == Kind.STREAM:
-        return read_stream(slot.body, follows.travelling, slot.rows, follows.physical)
+        return read_stream(slot.body, follows.schema, slot.rows, follows.physical)
     # A record-batch message holds no types: it can be read under any schema with the same buffers.
     return read_ipc(slot.body, slot.skip, follows.physical, slot.rows)

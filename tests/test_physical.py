@@ -10,6 +10,7 @@ import pytest
 from intervals import DAY_TIME_INTERVAL, MONTH_INTERVAL
 
 from shmstore.physical import empty_batch, physical_schema, physical_type, retyped
+from shmstore.validity import check_full
 
 LEAVES = [
     (pa.time32("s"), pa.int32()),
@@ -127,3 +128,12 @@ def test_an_empty_batch_of_any_type_can_be_had(leaf: pa.DataType) -> None:
         assert batch.schema.equals(schema, check_metadata=True)
         again = retyped(retyped(batch, physical_schema(schema)), schema)
         assert (again.num_rows, again.schema) == (0, schema)
+
+
+def test_a_batch_that_has_the_schema_already_is_left_alone() -> None:
+    """Arrow's import would leave the item's offset and drop its buffers."""
+    items = pa.array(["ab", "cd"]).slice(1, 0)
+    lists = pa.Array.from_buffers(pa.list_(pa.utf8()), 1, [None, pa.py_buffer(bytes(8))], children=[items])
+    batch = pa.record_batch({"a": lists})
+    assert retyped(batch, batch.schema) is batch
+    assert check_full(batch) is None
