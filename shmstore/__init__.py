@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from shmstore.reader import Instrument, Recording, open, read
     from shmstore.stats import InstrumentStats, ProducerStats, StorageStats
     from shmstore.storage import HDF5Storage
+    from shmstore.verification import VerifyReport, verify
 
 # What needs pyarrow or h5py is imported when it is first asked for: `import shmstore` itself stays quick.
 _HOMES = {
@@ -48,10 +49,12 @@ _HOMES = {
     "Recording": "reader",
     "StorageConfig": "config",
     "StorageStats": "stats",
+    "VerifyReport": "verification",
     "connect": "client",
     "describe": "inspection",
     "open": "reader",
     "read": "reader",
+    "verify": "verification",
 }
 
 __all__ = [
@@ -79,11 +82,13 @@ __all__ = [
     "StorageError",
     "StorageStats",
     "UnsupportedTypeError",
+    "VerifyReport",
     "__version__",
     "connect",
     "describe",
     "open",
     "read",
+    "verify",
 ]
 
 

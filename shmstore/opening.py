@@ -141,7 +141,8 @@ def open_file(path: Path, *, live: bool = False) -> h5py.File:
     _check_readable(path)
     try:
         file = _persist(lambda: _open(path, live), _writer_has_it)
-    except OSError as error:
+    # Which of these h5py raises for a damaged root depends on the place of the damage.
+    except (OSError, LookupError, RuntimeError, ValueError, TypeError) as error:
         raise _refusal(path, error) from None
     try:
         _check_recording(path, file)
@@ -255,7 +256,7 @@ def _busy(path: Path) -> StorageError:
     return StorageError(errno.EBUSY, text, str(path))
 
 
-def _refusal(path: Path, error: OSError) -> IncompleteFileError | StorageError:
+def _refusal(path: Path, error: Exception) -> IncompleteFileError | StorageError:
     reason = _reason(error)
     if _OPEN_OTHERWISE in reason:
         return _busy(path)

@@ -378,26 +378,9 @@ class Ring:
         BrokenError
             The next header carries its seal but does not hold together: the ring is damaged from here on.
         """
-        while True:
-            position = self._cursor
-            place = position % self.capacity
-            if self._words[place // 8 + 7] != position ^ _SEAL:
-                return None
-            header = bytes(self._slots[place : place + _CRC_AT])
-            (crc,) = _CRC.unpack_from(self._slots, place + _CRC_AT)
-            magic, kind, _, where, sequence, length, row_start, rows, schema_id, skip = _HEADER.unpack(header)
+        while (header := self._header_at(self._cursor)) is not None:
+            kind, position, sequence, length, row_start, rows, schema_id, skip = header
             end = position + SLOT_HEADER_BYTES + align(length)
-            if (
-                crc != zlib.crc32(header)
-                or magic != _SLOT_MAGIC
-                or where != position
-                or kind > Kind.STREAM
-                or place + (end - position) > self.capacity
-                or skip > length
-            ):
-                raise BrokenError(
-                    f"ring {self.number} is damaged at position {position}: its header does not hold together"
-                )
             self._cursor = end
             if kind == Kind.PAD:
                 if not self._borrowed:
@@ -407,7 +390,7 @@ class Ring:
             if used > self._consumer[_C_HIGH_WATER]:
                 self._consumer[_C_HIGH_WATER] = used
             self._borrowed += 1
-            start = place + SLOT_HEADER_BYTES
+            start = position % self.capacity + SLOT_HEADER_BYTES
             # An exporter of its own: over a mere slice, numpy's views would hold on to the whole mapping.
             exporter: npt.NDArray[np.uint8] = (
                 np.frombuffer(self._slots, np.uint8, length, start) if length else np.empty(0, np.uint8)
@@ -415,6 +398,52 @@ class Ring:
             body = exporter.data.toreadonly()
             viewed = weakref.ref(exporter)
             return Slot(position, end, sequence, Kind(kind), row_start, rows, schema_id, skip, body, viewed)
+        return None
+
+    def _header_at(self, position: int) -> tuple[int, int, int, int, int, int, int, int] | None:
+        """Return kind, position, sequence, length, row start, rows, schema id and skip of a sealed slot.
+
+        ``None`` if none is sealed there.
+        """
+        place = position % self.capacity
+        if self._words[place // 8 + 7] != position ^ _SEAL:
+            return None
+        header = bytes(self._slots[place : place + _CRC_AT])
+        (crc,) = _CRC.unpack_from(self._slots, place + _CRC_AT)
+        magic, kind, _, where, sequence, length, row_start, rows, schema_id, skip = _HEADER.unpack(header)
+        if (
+            crc != zlib.crc32(header)
+            or magic != _SLOT_MAGIC
+            or where != position
+            or kind > Kind.STREAM
+            or place + SLOT_HEADER_BYTES + align(length) > self.capacity
+            or skip > length
+        ):
+            raise BrokenError(
+                f"ring {self.number} is damaged at position {position}: its header does not hold together"
+            )
+        return kind, position, sequence, length, row_start, rows, schema_id, skip
+
+    def unreleased(self) -> tuple[int, int]:
+        """Return how many sealed slots were not released yet, and their rows. Changes nothing: for onlookers.
+
+        Raises
+        ------
+        BrokenError
+            The ring is damaged.
+        """
+        position: int = self._consumer[_C_TAIL]
+        if position % ALIGNMENT:
+            raise BrokenError(f"ring {self.number} is damaged: it claims to be released up to {position}")
+        last = position + self.capacity
+        slots = total = 0
+        while position < last and (header := self._header_at(position)) is not None:
+            kind, _, _, length, _, rows, *_ = header
+            position += SLOT_HEADER_BYTES + align(length)
+            if kind != Kind.PAD:
+                slots += 1
+                total += rows
+        return slots, total
 
     def has_sealed(self) -> bool:
         """Whether :meth:`borrow` would find a slot (or a pad) now."""

@@ -21,13 +21,15 @@ from typing import Self
 from shmstore.errors import BrokenError, ConfigError, storage_error
 from shmstore.segment import Segment, byte_is_locked
 
-_PREFIX = "shmstore-"
+#: How the folders of sessions begin.
+PREFIX = "shmstore-"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _PAGE_BYTES = 4096
 _MAGIC = int.from_bytes(b"SHMPAGE1", "little")
 _W_MAGIC, _W_STATE, _W_OWNER, _W_WRITER, _W_FAILURE_LENGTH, _W_FAILURE_CRC = range(6)
 _FAILURE_AT = 64
-_OWNER_LOCK, _WRITER_LOCK = 0, 1
+#: Bytes of the page whose locks tell who lives.
+OWNER_LOCK, WRITER_LOCK = 0, 1
 
 
 class State(enum.IntEnum):
@@ -49,7 +51,7 @@ class Session:
 
     def __init__(self, folder: Path, page: Segment) -> None:
         self.folder = folder
-        self.name = folder.name.removeprefix(_PREFIX)
+        self.name = folder.name.removeprefix(PREFIX)
         self._page = page
         self._words = page.words(0, 8)
         if self._words[_W_MAGIC] != _MAGIC:
@@ -72,7 +74,8 @@ class Session:
             folder.mkdir(mode=0o700)
         except FileExistsError:
             raise ConfigError(
-                f"a recording named {name!r} is running, or was left behind, in {folder}: choose another name"
+                f"a recording named {name!r} is running, or was left behind, in {folder}: choose another "
+                "name, or see `shmstore doctor`"
             ) from None
         except OSError as error:
             raise storage_error(error, "make the session folder", folder) from None
@@ -81,10 +84,10 @@ class Session:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+        page.try_lock(OWNER_LOCK)  # before it is a session: one that has begun always had a living owner
         struct.pack_into("<Q", page.view, 0, _MAGIC)
         session = cls(folder, page)
         session._words[_W_OWNER] = os.getpid()
-        page.try_lock(_OWNER_LOCK)
         return session
 
     @classmethod
@@ -128,7 +131,7 @@ class Session:
     @property
     def owner_lives(self) -> bool:
         """Whether the owner holds its lock; asked of the kernel. Of no use in the owner itself."""
-        return self._page.is_locked(_OWNER_LOCK)
+        return self._page.is_locked(OWNER_LOCK)
 
     @property
     def writer_pid(self) -> int:
@@ -139,12 +142,12 @@ class Session:
     @property
     def writer_lives(self) -> bool:
         """Whether a writer holds its lock; asked of the kernel."""
-        return self._page.is_locked(_WRITER_LOCK)
+        return self._page.is_locked(WRITER_LOCK)
 
     def become_writer(self) -> None:
         """Hold the writer's lock until this process ends."""
         self._words[_W_WRITER] = os.getpid()
-        self._page.try_lock(_WRITER_LOCK)
+        self._page.try_lock(WRITER_LOCK)
 
     def fail(self, kind: str, message: str, errno: int | None = None) -> None:
         """Latch a failure: from now on every `put`, `flush` and `close` raises it. The first one stays."""
@@ -211,16 +214,21 @@ def session_folder(shm_dir: Path, name: str) -> Path:
         raise ConfigError(
             f"session name {name!r} is not plain: use letters, digits, '.', '_' and '-', at most 64 of them"
         )
-    return shm_dir / (_PREFIX + name)
+    return shm_dir / (PREFIX + name)
 
 
 def owner_lives(folder: Path) -> bool:
     """Whether the owner of the session in ``folder`` lives, asked of the kernel without mapping anything."""
+    return lock_is_held(folder, OWNER_LOCK)
+
+
+def lock_is_held(folder: Path, lock: int) -> bool:
+    """Whether a living process holds a lock of the session in ``folder``; not asked by the holder itself."""
     try:
         fd = os.open(folder / "page", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         return False
     try:
-        return byte_is_locked(fd, _OWNER_LOCK)
+        return byte_is_locked(fd, lock)
     finally:
         os.close(fd)

@@ -29,15 +29,17 @@ class Child:
     ----------
     statements
         Python, one after the other. ``say(...)`` sends a line, ``wait()`` waits for one.
+    also
+        A folder of modules that they import, beside the package's.
     """
 
-    def __init__(self, *statements: str) -> None:
+    def __init__(self, *statements: str, also: Path | None = None) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-W", "error", "-c", "\n".join((_PRELUDE, *statements))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(str(path) for path in (ROOT, also) if path)},
         )
 
     @property

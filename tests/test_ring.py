@@ -406,6 +406,41 @@ def test_a_strange_state_of_the_producer_is_refused(ring: Ring) -> None:
         _ = ring.life
 
 
+def test_an_onlooker_counts_what_was_not_released_and_changes_nothing(ring: Ring) -> None:
+    sealed = 0
+    while seal(ring, 900, rows=3) is not None:
+        sealed += 1
+    assert ring.unreleased() == (sealed, 3 * sealed)
+    first = take(ring)
+    assert ring.unreleased() == (sealed, 3 * sealed)
+    ring.release(first)
+    before = bytes(ring.segment.view)
+    assert ring.unreleased() == (sealed - 1, 3 * sealed - 3)
+    assert bytes(ring.segment.view) == before
+    while (slot := ring.borrow()) is not None:
+        ring.release(slot)
+    assert ring.unreleased() == (0, 0)
+
+
+def test_an_onlooker_does_not_count_the_pad_at_the_end_of_a_lap(ring: Ring) -> None:
+    for _ in range(3):
+        seal(ring, 1000)
+        ring.release(take(ring))
+    assert ring.reserve(1000) is not None  # pads the lap, and is never sealed
+    assert ring.used > 0
+    assert ring.unreleased() == (0, 0)
+
+
+def test_an_onlooker_names_a_damaged_ring(ring: Ring) -> None:
+    seal(ring, 100)
+    ring.segment.view[HEADER_BYTES + 8] ^= 1
+    with pytest.raises(BrokenError, match="damaged at position 0"):
+        ring.unreleased()
+    ring.segment.words(2048, 1)[0] = 3
+    with pytest.raises(BrokenError, match="released up to 3"):
+        ring.unreleased()
+
+
 # -- two processes ---------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from shmstore.cli.screen import DependencyError
 from shmstore.errors import IncompleteFileError, ShmStoreError, StorageError
 
@@ -11,6 +13,9 @@ LOSS = 1
 WRONG_CALL = 2
 #: The environment failed: disk, memory, dependency.
 ENVIRONMENT = 3
+
+#: What fails here is the machine's fault; all else that the system refuses is the file's, or its name's.
+_MACHINE = {errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 
 
 def exit_code(error: BaseException) -> int:
@@ -24,3 +29,10 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, ShmStoreError):
         return LOSS
     return ENVIRONMENT
+
+
+def file_exit_code(error: BaseException) -> int:
+    """Return the exit code that an error means of a command to which files or folders were named."""
+    if isinstance(error, StorageError):
+        return ENVIRONMENT if error.errno in _MACHINE else WRONG_CALL
+    return exit_code(error)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shmstore.cli.exits import ENVIRONMENT, LOSS, WRONG_CALL
+from shmstore.cli.exits import LOSS, file_exit_code
 from shmstore.cli.screen import Screen
 from shmstore.errors import StorageError
 
 if TYPE_CHECKING:
     from shmstore.inspection import DatasetReport, FileReport, InstrumentReport
 
-#: What fails here is the machine's fault; all else that the system refuses is the file's, or its name's.
-_MACHINE = {errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 _SHOWN_CHARS = 200
 #: Arrow's own extension types, whose spelling is long.
 _EXTENSION = re.compile(r"extension<arrow\.(.*)>")
@@ -44,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
         report = describe(options.file)
     except StorageError as error:
         screen.error(str(error))
-        return ENVIRONMENT if error.errno in _MACHINE else WRONG_CALL
+        return file_exit_code(error)
     if not screen.as_json:
         show(screen, report)
     screen.document(report.to_dict())
@@ -92,7 +89,7 @@ def _instrument(instrument: InstrumentReport) -> Any:
         f"{printable(instrument.instrument_id)}: {instrument.rows:,} rows, "
         f"{len(instrument.columns)} columns, {megabytes(instrument.storage_bytes)}{ratio}"
     )
-    table = _table(title)
+    table = plain_table(title)
     table.add_column("column", overflow="fold")
     table.add_column("type", overflow="fold")
     table.add_column("shape", overflow="fold")
@@ -124,7 +121,9 @@ def _dataset(dataset: DatasetReport) -> list[str]:
 
 def _accounting(accounting: Mapping[str, Any]) -> Any:
     counts = ("accepted", "committed", "dropped", "rejected", "quarantined")
-    table = _table("accounting, in rows" + ("" if accounting.get("ok", True) else ": it does not add up"))
+    table = plain_table(
+        "accounting, in rows" + ("" if accounting.get("ok", True) else ": it does not add up")
+    )
     table.add_column("producer of", overflow="fold")
     for name in counts:
         table.add_column(name, justify="right")
@@ -137,7 +136,7 @@ def _accounting(accounting: Mapping[str, Any]) -> Any:
 
 
 def _pairs(values: Mapping[str, Any], title: str | None = None) -> Any:
-    table = _table(title)
+    table = plain_table(title)
     table.show_header = False
     table.add_column("key", style="bold", overflow="fold")
     table.add_column("value", overflow="fold")
@@ -147,7 +146,8 @@ def _pairs(values: Mapping[str, Any], title: str | None = None) -> Any:
     return table
 
 
-def _table(title: str | None) -> Any:
+def plain_table(title: str | None) -> Any:
+    """Return an empty table in the style of all commands."""
     from rich import box
     from rich.table import Table
 
