@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from shmstore.loan import Loan
     from shmstore.producer import Producer
     from shmstore.reader import Instrument, Recording, open, read
+    from shmstore.recovery import RecoveryReport
+    from shmstore.recoveryprocess import recover
     from shmstore.stats import InstrumentStats, ProducerStats, StorageStats
     from shmstore.storage import HDF5Storage
     from shmstore.verification import VerifyReport, verify
@@ -47,6 +49,7 @@ _HOMES = {
     "Producer": "producer",
     "ProducerStats": "stats",
     "Recording": "reader",
+    "RecoveryReport": "recovery",
     "StorageConfig": "config",
     "StorageStats": "stats",
     "VerifyReport": "verification",
@@ -54,6 +57,7 @@ _HOMES = {
     "describe": "inspection",
     "open": "reader",
     "read": "reader",
+    "recover": "recoveryprocess",
     "verify": "verification",
 }
 
@@ -75,6 +79,7 @@ __all__ = [
     "Producer",
     "ProducerStats",
     "Recording",
+    "RecoveryReport",
     "RingFullError",
     "SchemaMismatchError",
     "ShmStoreError",
@@ -88,6 +93,7 @@ __all__ = [
     "describe",
     "open",
     "read",
+    "recover",
     "verify",
 ]
 

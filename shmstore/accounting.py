@@ -8,7 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class SourceStanding(NamedTuple):
+    """What a commit covers of a ring.
+
+    Attributes
+    ----------
+    slots : int
+        Slots taken and safe.
+    rows, quarantined : int
+        Rows of them in the file, and in quarantine.
+    """
+
+    slots: int = 0
+    rows: int = 0
+    quarantined: int = 0
 
 
 @dataclass(slots=True)
@@ -25,6 +41,19 @@ class Account:
     dropped: int = 0
     rejected: int = 0
     lost: int = 0
+
+    @classmethod
+    def of(cls, instrument_id: str, ring: int, standing: SourceStanding) -> Account:
+        """Return the account of a ring at a commit."""
+        return cls(
+            instrument_id,
+            ring,
+            taken=standing.rows + standing.quarantined,
+            taken_slots=standing.slots,
+            committed=standing.rows,
+            committed_slots=standing.slots,
+            quarantined=standing.quarantined,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is stamped into the file: ``accepted = committed + dropped + rejected + lost``."""

@@ -11,30 +11,33 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from shmstore import chunking
 from shmstore.buffers import Items
+from shmstore.codec import Codec
 from shmstore.config import ResolvedInstrument
-from shmstore.dataset import RecordingFile
+from shmstore.dataset import Dataset, RecordingFile
 from shmstore.dictionaries import Dictionaries
 from shmstore.encoding import Intake, dictionary_nodes, encode
-from shmstore.errors import BrokenError, InvalidValueError
+from shmstore.errors import BrokenError, IncompleteFileError, InvalidValueError
 from shmstore.evolution import Evolution, PastSchema, history_to_json
 from shmstore.layout import ROWS, Column, Layout, Node, Stream
 from shmstore.nulls import nulls
 from shmstore.physical import physical_type
-from shmstore.pipeline import CodecPipeline
+from shmstore.pipeline import Chunk, CodecPipeline
 from shmstore.planning import plan
 from shmstore.schema import to_json
-from shmstore.streams import ChunkAssembler, VariableAssembler
-from shmstore.tails import Tails
+from shmstore.steps import step
+from shmstore.streams import ChunkAssembler, Standing, VariableAssembler
+from shmstore.tails import Tails, buffers_for
 
 _VALIDITY_CHUNK_ITEMS = 4096
 #: Rows of nulls given to a new column at a time.
@@ -46,6 +49,21 @@ class Ticket:
     """Says when a batch's memory is free: once so many chunks are written; ``None``: not known yet."""
 
     chunks: int | None = None
+
+
+class Cut(NamedTuple):
+    """What an instrument had after one of its batches.
+
+    Attributes
+    ----------
+    counts : dict of str to int
+        Items in its streams, by space; the rows at ``""``.
+    bytes_in : int
+        Bytes of its columns, unencoded.
+    """
+
+    counts: dict[str, int]
+    bytes_in: int
 
 
 class InstrumentAssembly:
@@ -65,6 +83,8 @@ class InstrumentAssembly:
         Seconds after which the rate of a new instrument counts as known.
     tails_path
         Gives the path for a new segment of tails.
+    commit
+        Commits all that is written; called when a stream needs room to go on.
 
     Attributes
     ----------
@@ -84,6 +104,7 @@ class InstrumentAssembly:
         config: ResolvedInstrument,
         known_after_s: float,
         tails_path: Callable[[], Path],
+        commit: Callable[[], None],
     ) -> None:
         self.link = link
         self.config = config
@@ -94,6 +115,7 @@ class InstrumentAssembly:
         self._pipeline = pipeline
         self._known_after_s = known_after_s
         self._tails_path = tails_path
+        self._make_room = commit
         self._tails: list[Tails] = []
         self._streams: dict[str, ChunkAssembler | VariableAssembler] = {}
         self._eager: list[tuple[str, ChunkAssembler | VariableAssembler]] = []
@@ -108,6 +130,12 @@ class InstrumentAssembly:
         self._distributed: defaultdict[str, int] = defaultdict(int)
         self._dictionaries: dict[str, Dictionaries] = {}
         self._history: list[PastSchema] = []
+        #: After each batch that no commit covers yet: when it is due, and what there was.
+        self._marks: deque[tuple[Ticket, Cut]] = deque()
+        self._ripe = 0
+        self._cut = Cut({}, 0)
+        self._distributed_bytes = 0
+        self._standing: dict[str, Any] | None = None
 
     def declare(self, schema: pa.Schema, image: bytes | None = None) -> Layout:
         """Fix the schema and write it down; rows can come.
@@ -143,6 +171,9 @@ class InstrumentAssembly:
         if self.layout is None:
             raise BrokenError(f"{self.link!r} has no schema yet")
         self.settle()
+        self._make_room()  # what a writer that is killed in here goes back to
+        self._file.journal.operation("evolve", {"link": self.link})
+        step("writer.evolution_begun")
         before, self.layout = (
             self.layout,
             plan(evolution.schema, lambda name: self.config.column(name).strings),
@@ -152,28 +183,40 @@ class InstrumentAssembly:
         self._know(added)
         with self._file.structure():
             self._create_groups(added)
-        self._make_streams(
+        made = self._make_streams(
             [(column, stream, self._like_others(column, stream)) for column, stream in _eager(added)]
         )
+        for assembler in made:
+            assembler.guarded = False
         self._list_streams()
-        self._fill_up(added)
+        made += self._fill_up(added)
+        step("writer.columns_added")
         copies = [
             (index, self._widened(before.columns[index], self.layout.columns[index]))
             for index in evolution.widened
         ]
+        step("writer.columns_widened")
         self._pipeline.drain()
         self.publish_variable()
         self.publish_tails()
         self._file.flush()
+        step("writer.evolution_flushed")
         # Only now, when the columns are whole, may readers learn of them.
         with self._file.structure():
             for index, copy in copies:
                 path = self.layout.columns[index].path
                 self._file.replace(copy.dataset, f"{self.link}/{path}")
                 self._streams[path] = copy
+                made.append(copy)
             self._file.create_document(f"{self.link}/_arrow/history", history_to_json(self._history))
             self._write_documents(self.layout)
+        step("writer.evolution_shown")
         self._list_streams()
+        for assembler in made:
+            assembler.guarded = True
+        self._mark(Ticket(self._pipeline.submitted), 0)
+        self._make_room()
+        step("writer.evolved")
 
     def _widened(self, before: Column, after: Column) -> ChunkAssembler:
         """Copy what a column has so far into a dataset of its new type, beside the old one."""
@@ -186,17 +229,19 @@ class InstrumentAssembly:
         copy = self._streams.pop(beside.path)
         if not isinstance(copy, ChunkAssembler):
             raise BrokenError(f"{after.path!r} cannot be widened")
+        copy.guarded = False
         for start in range(0, old.total, old.dataset.chunk_items):
             items = old.dataset.read(start, min(start + old.dataset.chunk_items, old.total))
             copy.append(np.ascontiguousarray(items.astype(stream.numpy_dtype)))
         copy.publish()
         return copy
 
-    def _fill_up(self, added: list[Column]) -> None:
-        """Give new columns nulls for all rows so far."""
+    def _fill_up(self, added: list[Column]) -> list[ChunkAssembler]:
+        """Give new columns nulls for all rows so far; returns their streams, uncovered by commits as yet."""
         layout = self.layout
         if layout is None or not added:
-            return
+            return []
+        own = {stream.path for column in added for stream in column.streams}
         eager = [(stream.path, self._streams[stream.path]) for _, stream in _eager(added)]
         lazy = [stream for column in added for stream in column.streams if stream.lazy]
         rows = self.rows
@@ -209,8 +254,12 @@ class InstrumentAssembly:
                 encode(column.node, nulls(count, type_), intake)
             _add(self._taken, intake.counts)
             intake.accept()
-            self._distribute(intake, eager, lazy)
-            self._pipeline.write_ready()
+            self._distribute(intake, eager, lazy, guarded=False)
+        return [
+            assembler
+            for path, assembler in self._streams.items()
+            if path in own and isinstance(assembler, ChunkAssembler)
+        ]
 
     def _write_documents(self, layout: Layout, image: bytes | None = None) -> None:
         self._file.create_document(f"{self.link}/schema", to_json(layout.schema))
@@ -259,12 +308,14 @@ class InstrumentAssembly:
     def _take(self, intake: Intake) -> Ticket:
         ticket = Ticket()
         items = intake.items
-        self.bytes_in += sum(values.nbytes for values in items.values())
+        size = sum(values.nbytes for values in items.values())
+        self.bytes_in += size
         _add(self._taken, intake.counts)
         intake.accept()
         if self._streams:
             self._distribute(intake)
             ticket.chunks = self._pipeline.submitted
+            self._mark(ticket, size)
         else:
             if not self._waiting:
                 self._waiting_since = time.monotonic()
@@ -284,6 +335,8 @@ class InstrumentAssembly:
         intake: Intake,
         eager: Sequence[tuple[str, ChunkAssembler | VariableAssembler]] | None = None,
         lazy: Sequence[Stream] | None = None,
+        *,
+        guarded: bool = True,
     ) -> None:
         """Append a batch's items; masks first: a reader takes a value that no mask covers for valid."""
         items, counts = intake.items, intake.counts
@@ -293,7 +346,7 @@ class InstrumentAssembly:
             if mask is None and assembler is None:
                 continue
             if assembler is None:
-                assembler = self._make_lazy(stream)
+                assembler = self._make_lazy(stream, guarded=guarded)
             if mask is None:
                 mask = np.ones((counts[stream.space], *stream.item_shape), np.bool_)
             assembler.append(mask)
@@ -337,6 +390,7 @@ class InstrumentAssembly:
         for intake, ticket in waiting:
             self._distribute(intake)
             ticket.chunks = self._pipeline.submitted
+            self._mark(ticket, sum(values.nbytes for values in intake.items.values()))
 
     def _list_streams(self) -> None:
         columns = self._columns()
@@ -355,33 +409,55 @@ class InstrumentAssembly:
         sizes = [assembler.dataset.chunk_bytes for _, assembler in self._eager]
         return chunking.items_per_chunk(stream.item_bytes, max(sizes, default=chunking.UNKNOWN))
 
-    def _make_streams(self, streams: list[tuple[Column, Stream, int]], items: int = 0) -> None:
+    def _make_streams(
+        self, streams: list[tuple[Column, Stream, int]], items: int = 0
+    ) -> list[ChunkAssembler]:
         if not streams:
-            return
+            return []
         made = [
             (stream, self.config.column(column.name).codec, chunk_items)
             for column, stream, chunk_items in streams
         ]
-        fixed = [(stream, chunk_items) for _, stream, chunk_items in streams if not stream.variable]
-        tails = Tails(self._tails_path(), [chunk_items * stream.item_bytes for stream, chunk_items in fixed])
+        sizes = [items * stream.item_bytes for stream, _, items in made if not stream.variable]
+        buffers = buffers_for(sizes)
+        path = self._tails_path()
+        tails = Tails.create(path, sizes, buffers)
         self._tails.append(tails)
-        pairs = iter(tails.pairs)
+        step("writer.tails_made")
         with self._file.structure():
             datasets = [
                 self._file.create_dataset(f"{self.link}/{stream.path}", stream, chunk_items, codec, items)
                 for stream, codec, chunk_items in made
             ]
             self._file.link(f"{self.link}/", [stream for _, stream, _ in streams])
+            numbers = [dataset.number for dataset in datasets if not dataset.variable]
+            self._file.journal.operation(
+                "tails", {"name": path.name, "datasets": numbers, "sizes": sizes, "buffers": buffers}
+            )
+        pairs = iter(tails.buffers)
+        assemblers = []
         for dataset, (stream, codec, _) in zip(datasets, made, strict=True):
             if stream.variable:
                 self._streams[stream.path] = VariableAssembler(dataset)
-                continue
-            encoder = (
-                codec.encoder(stream.numpy_dtype.itemsize, dataset.chunk_bytes) if codec.direct else None
-            )
-            self._streams[stream.path] = ChunkAssembler(dataset, stream, next(pairs), self._pipeline, encoder)
+            else:
+                assembler = self._chunk_assembler(dataset, stream, codec, next(pairs))
+                self._streams[stream.path] = assembler
+                assemblers.append(assembler)
+        self._standing = None
+        return assemblers
 
-    def _make_lazy(self, stream: Stream) -> ChunkAssembler | VariableAssembler:
+    def _chunk_assembler(
+        self,
+        dataset: Dataset,
+        stream: Stream,
+        codec: Codec,
+        buffers: Sequence[Chunk],
+        standing: Standing | None = None,
+    ) -> ChunkAssembler:
+        encode = codec.encoder(stream.numpy_dtype.itemsize, dataset.chunk_bytes) if codec.direct else None
+        return ChunkAssembler(dataset, stream, buffers, self._pipeline, encode, self._make_room, standing)
+
+    def _make_lazy(self, stream: Stream, *, guarded: bool) -> ChunkAssembler | VariableAssembler:
         """Make the dataset of a mask at its first null; its extent covers the items before from the start."""
         before = self._distributed[stream.space]
         column = next(column for column in self._columns() if stream in column.streams)
@@ -393,6 +469,7 @@ class InstrumentAssembly:
         self._make_streams([(column, stream, max(beside, _VALIDITY_CHUNK_ITEMS))], items=before)
         assembler = self._streams[stream.path]
         if isinstance(assembler, ChunkAssembler):
+            assembler.guarded = guarded
             assembler.begin_at(before)
         return assembler
 
@@ -420,6 +497,110 @@ class InstrumentAssembly:
         """Whole chunks handed to the file."""
         return sum(assembler.dataset.chunks_written for assembler in self._streams.values())
 
+    # -- commits ---------------------------------------------------------------------------------------------
+
+    def _mark(self, ticket: Ticket, size: int) -> None:
+        """Remember what there is after a batch: when its ticket is due, a commit may end here."""
+        self._distributed_bytes += size
+        self._marks.append((ticket, Cut(dict(self._distributed), self._distributed_bytes)))
+
+    def ripen(self) -> None:
+        """A commit begins: what was taken in by now may be covered by it, and nothing later."""
+        self._ripe = len(self._marks)
+
+    def cut(self, chunks_written: int) -> None:
+        """Find out how far the commit reaches."""
+        marks = self._marks
+        while self._ripe and (due := marks[0][0].chunks) is not None and due <= chunks_written:
+            self._cut = marks.popleft()[1]
+            self._ripe -= 1
+            self._standing = None
+
+    def standing(self) -> dict[str, Any]:
+        """Return, as JSON can say it, where the instrument stood at the last `cut`."""
+        if self._standing is None:
+            streams = []
+            for assembler, stream in self._placed():
+                standing = assembler.standing(self._cut.counts.get(stream.space, 0) + stream.lead)
+                if standing is not None:
+                    streams.append([assembler.dataset.number, *standing])
+            self._standing = {"counts": self._cut.counts, "bytes_in": self._cut.bytes_in, "streams": streams}
+        return self._standing
+
+    def tails(self) -> Iterator[tuple[int, Chunk]]:
+        """Give, for each dataset by number, the bytes of the chunk that was not full at the last `cut`."""
+        for assembler, stream in self._placed():
+            standing = assembler.standing(self._cut.counts.get(stream.space, 0) + stream.lead)
+            if standing is not None and standing.buffer >= 0:
+                yield assembler.dataset.number, assembler.tail(standing)
+
+    def totals(self) -> Iterator[tuple[int, int]]:
+        """Give the items of each dataset, by its number."""
+        for assembler, stream in self._placed():
+            yield assembler.dataset.number, self._distributed[stream.space] + stream.lead
+
+    def committed(self) -> None:
+        """The commit up to the last `cut` is complete: nothing before is needed again."""
+        for assembler, stream in self._placed():
+            assembler.committed(self._cut.counts.get(stream.space, 0) + stream.lead)
+
+    def _placed(self) -> Iterator[tuple[ChunkAssembler | VariableAssembler, Stream]]:
+        for column in self._columns():
+            for stream in column.streams:
+                assembler = self._streams.get(stream.path)
+                if assembler is not None:
+                    yield assembler, stream
+
+    def resume(
+        self,
+        layout: Layout,
+        history: list[PastSchema],
+        standing: Mapping[str, Any],
+        tails: Mapping[int, Sequence[Chunk]],
+        segments: Iterable[Tails],
+    ) -> None:
+        """Go on where another writer made its last commit.
+
+        Parameters
+        ----------
+        layout, history
+            The schema that holds, and those before.
+        standing
+            What `standing` said then.
+        tails
+            The buffers of each dataset, by its number.
+        segments
+            The segments that they are in; owned by the assembly from here on.
+        """
+        self.layout, self._history = layout, history
+        self._know(layout.columns)
+        self._tails = list(segments)
+        counts = {str(space): int(count) for space, count in standing["counts"].items()}
+        self._cut = Cut(counts, int(standing["bytes_in"]))
+        self._standing = None
+        self._taken.update(counts)
+        self._distributed.update(counts)
+        self.rows = counts.get("", 0)
+        self.bytes_in = self._distributed_bytes = self._cut.bytes_in
+        places = {
+            f"{self.link}/{stream.path}": (stream, self.config.column(column.name).codec)
+            for column in self._columns()
+            for stream in column.streams
+        }
+        for number, *where in standing["streams"]:
+            dataset = self._file.datasets[number]
+            if dataset is None or dataset.path not in places:
+                raise IncompleteFileError(f"dataset {number} of {self.link!r} is gone")
+            stream, codec = places[dataset.path]
+            if stream.variable:
+                self._streams[stream.path] = VariableAssembler(dataset, where[0])
+            else:
+                self._streams[stream.path] = self._chunk_assembler(
+                    dataset, stream, codec, tails[number], Standing(*where)
+                )
+        if self._streams:
+            self._list_streams()
+
     # -- rows out --------------------------------------------------------------------------------------------
 
     def publish_variable(self) -> None:
@@ -432,6 +613,7 @@ class InstrumentAssembly:
 
     def publish_tails(self, older_than_s: float = 0.0) -> None:
         """Show tails to readers that began at least so many seconds ago."""
+        self._standing = None
         for assembler in self._streams.values():
             if isinstance(assembler, ChunkAssembler):
                 assembler.publish(older_than_s)

@@ -28,8 +28,12 @@ from shmstore.soundness import check_batch
 #: Below this many bytes a copy through Arrow's own buffer is quicker than opening a stream over the slot
 #: (measured: 4 against 14 µs up to 100 KiB, 99 against 48 µs at 1 MiB).
 _SERIALIZE_BELOW = 128 * 1024
+#: Where the values of a large batch should begin: the kernel takes half as long again for a copy that begins
+#: anywhere else (measured: `pwrite` of 1 MiB to tmpfs 200 against 134 µs).
+_VALUES_ALIGNMENT = 64
 #: Batches of fewer bytes are not searched for texts that they drag along: these cannot be many.
 _COMPACT_FROM = 16 * 1024
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 def has_dictionaries(schema: pa.Schema) -> bool:
@@ -55,6 +59,8 @@ class BatchWriter:
         self.streams = has_dictionaries(schema)
         self._schema = schema
         self._schema_bytes = int(schema.serialize().size)
+        #: What is left free in front of a large batch, so that its values are aligned; learnt from the last.
+        self._lead = 0
         self._viewing = [index for index, field in enumerate(schema) if has_views(field.type)]
 
     def compact(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -72,7 +78,7 @@ class BatchWriter:
             pa.ipc.new_stream(sink, self._schema).write_batch(batch)
             return int(sink.size())
         size: int = pa.ipc.get_record_batch_size(batch)
-        return size if size < _SERIALIZE_BELOW else size + self._schema_bytes
+        return size if size < _SERIALIZE_BELOW else size + self._schema_bytes + _VALUES_ALIGNMENT
 
     def write(self, batch: pa.RecordBatch, body: memoryview) -> int:
         """Copy ``batch`` into ``body``, which has `size` bytes; one copy.
@@ -86,10 +92,19 @@ class BatchWriter:
             message = memoryview(batch.serialize()).cast("B")
             body[: len(message)] = message
             return 0
+        lead = 0 if self.streams else self._lead
         # It is not closed: an end-of-stream mark has no place here.
-        pa.ipc.new_stream(pa.FixedSizeBufferWriter(pa.py_buffer(body)), self._schema).write_batch(batch)
-        # In a body of kind IPC nobody reads the schema in front; the message behind it is what counts.
-        return 0 if self.streams else self._schema_bytes
+        pa.ipc.new_stream(pa.FixedSizeBufferWriter(pa.py_buffer(body[lead:])), self._schema).write_batch(
+            batch
+        )
+        if self.streams:
+            return 0
+        # In a body of kind IPC nobody reads the schema in front; the message behind it is what counts: a
+        # mark, the length of its metadata, that, and the values.
+        skip = lead + self._schema_bytes
+        metadata = int.from_bytes(body[skip + 4 : skip + 8], "little")
+        self._lead = -(self._schema_bytes + 8 + metadata) % _VALUES_ALIGNMENT
+        return skip
 
 
 def read_ipc(body: memoryview, skip: int, schema: pa.Schema, rows: int) -> pa.RecordBatch:
@@ -135,6 +150,23 @@ def read_stream(
     except (pa.ArrowException, OSError, ValueError, EOFError) as error:
         raise BrokenError(f"a slot holds no readable record batch: {error}") from None
     return _of_rows(batch, rows)
+
+
+def slot_stream(body: memoryview, skip: int, image: bytes, *, streams: bool) -> list[bytes | memoryview]:
+    """Return an Arrow IPC stream of what a body of kind IPC or STREAM holds, without looking at it.
+
+    Parameters
+    ----------
+    body, skip
+        As the slot has them.
+    image
+        The schema, serialized.
+    streams
+        Whether it is of kind STREAM.
+    """
+    if streams:
+        return [body, _END_OF_STREAM]
+    return [image, body[skip:], _END_OF_STREAM]
 
 
 def _of_rows(batch: pa.RecordBatch, rows: int) -> pa.RecordBatch:

@@ -9,6 +9,7 @@ import secrets
 import threading
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import date, datetime
 from pathlib import Path
 from types import TracebackType
@@ -18,14 +19,15 @@ import numpy as np
 import pyarrow as pa
 
 from shmstore.config import StorageConfig
-from shmstore.control import ControlConnection, Message, raise_error
-from shmstore.errors import BrokenError, ClosedError, InvalidValueError, ShmStoreError, StorageError
+from shmstore.control import ControlConnection, Message
+from shmstore.errors import ClosedError, InvalidValueError, ShmStoreError
 from shmstore.planning import plan
 from shmstore.producer import Producer
 from shmstore.queue import DescriptorQueue
 from shmstore.ring import Ring
-from shmstore.session import Session, State, session_folder
+from shmstore.session import Session, session_folder
 from shmstore.stats import StorageStats
+from shmstore.steps import step
 
 _FLUSH_TIMEOUT_S = 60.0
 
@@ -33,7 +35,8 @@ _FLUSH_TIMEOUT_S = 60.0
 class Client:
     """A connection to a running recording: producers, metadata, flush, stats. Made by :func:`connect`.
 
-    May be used from several threads. After a fork the child gets a connection of its own.
+    May be used from several threads. After a fork the child gets a connection of its own. Requests outlive
+    the writer: while it is being replaced, they wait for the next one.
 
     Attributes
     ----------
@@ -50,7 +53,11 @@ class Client:
         self._writers: dict[str, Producer] = {}
         self._producers: weakref.WeakSet[Producer] = weakref.WeakSet()
         self._is_open = True
-        described = self._request("describe")
+        try:
+            described = self._request("describe")
+        except BaseException:
+            self.close()
+            raise
         self.path = Path(described["path"])
         self._config = StorageConfig.from_dict(described["config"])
 
@@ -114,7 +121,9 @@ class Client:
         try:
             queue = DescriptorQueue.create(self._session.queue_path(number))
             queue.close()
+            step("producer.ring_made")
             self._request("attach", ring=number, instrument=instrument_id, options=options)
+            step("producer.ring_attached")
             schema_id = -1
             if schema is not None:
                 serialized = base64.b64encode(schema.serialize()).decode()
@@ -205,7 +214,15 @@ class Client:
 
     def stats(self) -> StorageStats:
         """Return the recording's counts, by instrument and in total; asks the writer."""
-        return StorageStats.from_dict(self._request("stats"))
+        return self.counted(self._request("stats"))
+
+    def counted(self, counts: Message) -> StorageStats:
+        """Return the writer's counts, and beside them how often it was replaced."""
+        return replace(
+            StorageStats.from_dict(counts),
+            writer_restarts=self._session.restarts,
+            last_restart_reason=self._session.restart_reason,
+        )
 
     def end(self, how: str, timeout_s: float | None) -> Message:
         """Have the writer ``"close"`` or ``"abort"``, and return its report; for the owner."""
@@ -215,26 +232,12 @@ class Client:
 
     def _request(self, operation: str, timeout_s: float | None = 30.0, **arguments: Any) -> Message:
         self._check_open()
-        try:
-            with self._lock:
-                if self._connection is None or self._connection[0] != os.getpid():
-                    self._connection = (os.getpid(), ControlConnection(self._session.control_path))
-                connection = self._connection[1]
-            return connection.request(operation, timeout_s, **arguments)
-        except TimeoutError:
-            self._hang_up()
-            raise
-        except (BrokenError, StorageError):
-            self._raise_failure()
-            raise
-
-    def _raise_failure(self) -> None:
-        """Raise what the writer itself said when it failed, rather than that it is gone."""
-        state = self._session.state
-        if state == State.BROKEN:
-            raise_error(*self._session.failure())
-        if state >= State.CLOSING:
-            raise ClosedError(f"the recording {self.name!r} has ended")
+        with self._lock:
+            if self._connection is None or self._connection[0] != os.getpid():
+                connection = ControlConnection(self._session.control_path, check=self._session.check_attended)
+                self._connection = (os.getpid(), connection)
+            connection = self._connection[1]
+        return connection.request(operation, timeout_s, **arguments)
 
     def _check_open(self) -> None:
         if not self._is_open:

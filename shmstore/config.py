@@ -99,6 +99,34 @@ class StorageConfig(Scope):
         Time between durable flushes, in seconds; 0: only on ``flush()`` and ``close()``. Default 1.
     close_timeout_s : float
         Longest wait of ``close()``, in seconds. Default 60.
+    writer_deaths : int
+        How often in a row, with no commit in between, the writer may die and be replaced; after one more the
+        recording is broken. 0: it is never replaced. Default 8.
+    recoverable : bool
+        Whether what was accepted survives the death of any process: a journal is kept beside the file, and a
+        writer that dies is replaced. Without it recording is a little faster (benchmarks/README.md), and a
+        writer that dies ends the recording with what was in the file.
+    disk_warn_bytes : int
+        With less left on the disk of ``output_dir`` when a recording starts, a warning is logged. Default
+        1 GiB.
+    disk_reserve_bytes : int
+        With less left on the disk no recording starts, and one that runs leaves what comes in the rings until
+        there is more. Default 32 MiB.
+    spill_dir : Path or None
+        Folder on another disk. When a recording is given up, what was accepted and is not in the file is
+        copied there out of shared memory, for ``shmstore recover``.
+    disk_patience_s : float or None
+        How long a failing disk is tried again, in seconds from the first failure after the last commit; 0:
+        not at all; None, ``math.inf`` or ``"none"``: for ever. Default 60.
+    writer_hang_s : float or None
+        After how long without any progress, in seconds, the writer is taken for hung, killed and replaced;
+        None, ``math.inf`` or ``"none"``: never. Default 60.
+    standby : bool
+        Whether a second writer process is kept ready, so that a replacement takes milliseconds rather than
+        half a second, for about 100 MB of memory. Default True.
+    recover_at_start : bool
+        Whether recordings in the output folder whose processes have died are recovered by a process beside,
+        once the new one has begun. Default True.
     shm_dir : Path
         Folder for shared memory. Default ``/dev/shm``.
     instruments : Mapping of str to InstrumentConfig
@@ -140,6 +168,15 @@ class StorageConfig(Scope):
     commit_bytes: int = 16 * MIB
     auto_flush_interval_secs: float = 1.0
     close_timeout_s: float = 60.0
+    writer_deaths: int = 8
+    recoverable: bool = True
+    disk_warn_bytes: int = 1024 * MIB
+    disk_reserve_bytes: int = 32 * MIB
+    spill_dir: Path | None = None
+    disk_patience_s: float | None = 60.0
+    writer_hang_s: float | None = 60.0
+    standby: bool = True
+    recover_at_start: bool = True
     shm_dir: Path = Path("/dev/shm")
     instruments: Mapping[str, InstrumentConfig] = field(default_factory=dict, hash=False)
 
@@ -168,6 +205,15 @@ class StorageConfig(Scope):
             commit_bytes: int | str = ...,
             auto_flush_interval_secs: float = ...,
             close_timeout_s: float = ...,
+            writer_deaths: int = ...,
+            recoverable: bool = ...,
+            disk_warn_bytes: int | str = ...,
+            disk_reserve_bytes: int | str = ...,
+            spill_dir: str | os.PathLike[str] | None = ...,
+            disk_patience_s: float | str | None = ...,
+            writer_hang_s: float | str | None = ...,
+            standby: bool = ...,
+            recover_at_start: bool = ...,
             shm_dir: str | os.PathLike[str] = ...,
             instruments: Mapping[str, InstrumentConfig | Mapping[str, Any]] = ...,
         ) -> None: ...
@@ -175,8 +221,9 @@ class StorageConfig(Scope):
     def __post_init__(self) -> None:
         """Check every field, then every codec that the scopes make together."""
         Scope.__post_init__(self)
-        if self.put_timeout_s == math.inf:
-            object.__setattr__(self, "put_timeout_s", None)
+        for name in ("put_timeout_s", "disk_patience_s", "writer_hang_s"):
+            if getattr(self, name) == math.inf:
+                object.__setattr__(self, name, None)
         resolved_column(field_values(self))
         for instrument_id in self.instruments:
             self.instrument(instrument_id)

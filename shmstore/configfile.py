@@ -16,6 +16,7 @@ from typing import Any
 
 from shmstore.errors import ConfigError
 from shmstore.settings import unknown_name
+from shmstore.steps import VARIABLES
 
 DEFAULT_FILE = "shmstore.toml"
 ENVIRONMENT_PREFIX = "SHMSTORE_"
@@ -70,7 +71,7 @@ def environment_layers(environ: Mapping[str, str], known: Collection[str]) -> It
     """
     variables = {ENVIRONMENT_PREFIX + name.upper(): name for name in known}
     for variable in environ:
-        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in variables:
+        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in {*variables, *VARIABLES}:
             warnings.warn(
                 unknown_name(variable, variables, "environment", "variable"), ConfigWarning, stacklevel=3
             )

@@ -13,6 +13,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from shmstore.errors import BrokenError, ShmStoreError, storage_error
 
 MAX_FRAME_BYTES = 64 * 2**20
 _LENGTH = struct.Struct("<I")
+#: Longest time between two looks at whether anybody may still answer, and between two tries to connect.
+_LOOK_S, _RETRY_S = 0.1, 0.02
 
 Message = dict[str, Any]
 
@@ -95,19 +98,22 @@ class ControlConnection:
     path
         The writer's socket.
     timeout_s
-        How long connecting may take.
+        How long connecting may take, without a ``check``.
+    check
+        Called while nobody answers; it raises when nobody ever will. As long as it returns, the writer is
+        being replaced: the connection is made anew, as it is for the first request, and the request sent
+        again, until its timeout. So a request must mean the same when it comes twice. Without it, the end of
+        the connection is the end of all requests.
     """
 
-    def __init__(self, path: Path, timeout_s: float = 10.0) -> None:
+    def __init__(self, path: Path, timeout_s: float = 10.0, check: Callable[[], None] | None = None) -> None:
+        self._path = path
+        self._check = check
         self._lock = threading.Lock()
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self._frames = FrameReader()
-        self._socket.settimeout(timeout_s)
-        try:
-            self._socket.connect(os.fspath(path))
-        except OSError as error:
-            self._socket.close()
-            raise storage_error(error, "reach the writer", path, "its recording has ended") from None
+        self._socket: socket.socket | None = None
+        if check is None:
+            self._connect(time.monotonic() + timeout_s)
 
     def request(self, operation: str, timeout_s: float | None = 30.0, **arguments: Any) -> Message:
         """Ask the writer and wait for its answer.
@@ -117,48 +123,100 @@ class ControlConnection:
         operation
             What to do.
         timeout_s
-            Longest wait in seconds; ``None`` waits as long as the writer lives.
+            Longest wait in seconds; ``None`` waits as long as somebody may answer.
         **arguments
             JSON-ready values.
 
         Raises
         ------
         TimeoutError
-            No answer within the timeout; the connection cannot be used any more.
+            No answer within the timeout; a late one will not be taken for that of another request.
         BrokenError
-            The writer has gone.
+            The writer has gone, and nobody replaces it.
         ShmStoreError
-            What the writer answered.
+            What the writer answered, or what ``check`` raised.
         """
         data = frame({"operation": operation, **arguments})
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with self._lock:
             try:
-                self._socket.settimeout(timeout_s)
-                self._socket.sendall(data)
-                while not (replies := self._frames.feed(self._receive(deadline))):
-                    pass
+                reply = self._ask(data, deadline)
             except TimeoutError:
-                self._socket.close()
+                self.close()
                 raise TimeoutError(f"the writer did not answer {operation!r} within {timeout_s} s") from None
             except OSError as error:
+                if isinstance(error, ShmStoreError):
+                    raise
                 raise BrokenError(f"the writer has gone ({error}) before it answered {operation!r}") from None
-        reply = replies[0]
         if "error" in reply:
             raise_error(reply["error"], reply["message"], reply.get("errno"), reply.get("filename"))
         return reply
 
-    def _receive(self, deadline: float | None) -> bytes:
-        if deadline is not None:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError
-            self._socket.settimeout(left)
-        data = self._socket.recv(1 << 16)
-        if not data:
-            raise ConnectionResetError("end of connection")
-        return data
+    def _ask(self, data: bytes, deadline: float | None) -> Message:
+        """Send a request and return its answer, over as many connections as it takes."""
+        while True:
+            try:
+                connection = self._socket
+                if connection is None:
+                    if self._check is None:
+                        raise ConnectionResetError("the connection was closed")
+                    connection = self._connect(deadline)
+                connection.settimeout(_left(deadline))
+                connection.sendall(data)
+                while not (replies := self._frames.feed(self._receive(connection, deadline))):
+                    pass
+                return replies[0]
+            except TimeoutError:
+                raise
+            except OSError:
+                self.close()
+                if self._check is None:
+                    raise
+                self._check()
+                time.sleep(min(_RETRY_S, _left(deadline) or _RETRY_S))
+
+    def _connect(self, deadline: float | None) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            connection.settimeout(_left(deadline))
+            connection.connect(os.fspath(self._path))
+        except OSError as error:
+            connection.close()
+            raise storage_error(error, "reach the writer", self._path, "its recording has ended") from None
+        self._frames = FrameReader()
+        self._socket = connection
+        return connection
+
+    def _receive(self, connection: socket.socket, deadline: float | None) -> bytes:
+        """Return what the writer sends next; raises TimeoutError at the deadline."""
+        while True:
+            left = _left(deadline)
+            # In slices, if there is somebody to ask: a listener that a forked child inherited stays open for
+            # ever, and nobody serves it.
+            look = left if self._check is None else min(_LOOK_S, left or _LOOK_S)
+            connection.settimeout(look)
+            try:
+                data = connection.recv(1 << 16)
+            except TimeoutError:
+                if self._check is not None:
+                    self._check()
+                continue
+            if not data:
+                raise ConnectionResetError("end of connection")
+            return data
 
     def close(self) -> None:
-        """Hang up."""
-        self._socket.close()
+        """Hang up. A connection with a ``check`` is made anew by the next request."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+def _left(deadline: float | None) -> float | None:
+    """Return the seconds until a deadline; raises TimeoutError when there are none."""
+    if deadline is None:
+        return None
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left

@@ -1,4 +1,4 @@
-"""HDF5's door: the only module through which shmstore writes HDF5, used by one thread of one process.
+"""HDF5's door: the only module through which shmstore writes HDF5, in one process, by one thread at a time.
 
 A `RecordingFile` is open for SWMR writing all the time, but for the moments in which objects are added
 (:meth:`~ RecordingFile.structure`). It offers what the assembly of chunks needs, in HDF5's terms: create,
@@ -6,13 +6,20 @@ write a chunk directly, set an extent, flush, sync. It knows neither Arrow nor r
 
 The metadata cache's evictions are off while recording, so that the file changes on disk only at
 :meth:`flush`: an extent is never visible before the rows it covers.
+
+Whatever is done here is told to the journal beside: each object that is made, each chunk with its place and
+checksum, and the items that HDF5 places by itself. So the file can be made anew from it, whatever a kill or a
+power cut does to HDF5's own structures.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
+import threading
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,9 +31,15 @@ import numpy.typing as npt
 from h5py import h5d, h5p, h5s, h5t
 
 from shmstore.codec import Codec, Filter
-from shmstore.errors import StorageError, storage_error
+from shmstore.disk import sync_folder
+from shmstore.errors import ShmStoreError, StorageError, refusal, storage_error
+from shmstore.journal import Journal, NoJournal
 from shmstore.layout import Link as LayoutLink
-from shmstore.layout import Stream
+from shmstore.layout import Stream, stream_to_dict
+from shmstore.signature import crc32
+from shmstore.steps import step
+from shmstore.superblock import repair_superblock
+from shmstore.tailfile import TailFile
 
 FORMAT_VERSION = "1.0"
 # v110: superblock 3 and extensible-array chunk indexes, hence SWMR and O(1) appends; HDF5 1.10 and newer can
@@ -36,6 +49,8 @@ _LIBVER = ("v110", "v110")
 #: between compressed ones is below 1 % of them.
 _ALIGNMENT = {"alignment_threshold": 256 * 1024, "alignment_interval": 4096}
 _FILTER_OPTIONAL = 1
+#: Where datasets are kept until the end that another has taken the place of.
+_REPLACED = "_shmstore/replaced"
 #: Rows of a variable-length column in one chunk: 64 KiB of references.
 _VARIABLE_CHUNK_ITEMS = 4096
 #: Memory that HDF5 keeps for an item of a variable-length column besides its bytes, and how much of that may
@@ -59,22 +74,29 @@ class Dataset:
     Attributes
     ----------
     path : str
-        Absolute path in the file.
+        Path in the file, from its root and without a slash in front.
     chunk_items : int
         Items in a chunk.
     chunk_bytes : int
         Bytes of a whole chunk, unfiltered.
     skip_mask : int
         Filter mask that says "stored as it is".
+    number : int
+        By which the journal knows it.
     known_items : int
         Extent of the first dimension, as last set.
     bytes_written, chunks_written : int
         Bytes handed to the file, and whole chunks among them.
+    checksums : array of int
+        CRC-32 of each chunk as it is stored, by its number; 0 where none was written.
+    places : dict of int to (int, int)
+        Offset and length of chunks that may be written again in their place, by their number.
     """
 
     def __init__(
-        self, file: RecordingFile, path: str, stream: Stream, chunk_items: int, filters: int
+        self, file: RecordingFile, number: int, path: str, stream: Stream, chunk_items: int, filters: int
     ) -> None:
+        self.number = number
         self.path = path
         self.chunk_items = chunk_items
         self.chunk_bytes = chunk_items * stream.item_bytes
@@ -85,6 +107,8 @@ class Dataset:
         self.known_items = 0
         self.bytes_written = 0
         self.chunks_written = 0
+        self.checksums = array("I")
+        self.places: dict[int, tuple[int, int]] = {}
         self._opened = -1
         self._id: h5d.DatasetID = None
 
@@ -96,6 +120,16 @@ class Dataset:
             self._opened = self._file.generation
         return self._id
 
+    @property
+    def variable(self) -> bool:
+        """Whether HDF5 itself places its items."""
+        return self._stream.variable
+
+    @property
+    def lock(self) -> threading.RLock:
+        """The file's lock: to be held over what readers may see only whole."""
+        return self._file.lock
+
     def grow(self, items: int) -> None:
         """Extend the first dimension, if it is shorter; readers see it after the file's next flush.
 
@@ -105,7 +139,25 @@ class Dataset:
             self.id.set_extent((items, *self._stream.item_shape))
             self.known_items = items
 
-    def write_chunk(self, index: int, payload: Any, filter_mask: int) -> None:
+    @property
+    def keeps_checksums(self) -> bool:
+        """Whether a checksum of each chunk is wanted."""
+        return self._file.journal.keeps
+
+    def cut(self, items: int) -> None:
+        """Shorten the first dimension, through a handle that wrote none of its chunks.
+
+        HDF5 encodes what is left of the last chunk anew, so that its checksum is taken again.
+        """
+        self.id.set_extent((items, *self._stream.item_shape))
+        self.known_items = items
+        whole, rest = divmod(items, self.chunk_items)
+        del self.checksums[whole + bool(rest) :]
+        if rest and len(self.checksums) > whole and self.checksums[whole]:
+            h5py.Dataset(self.id).flush()
+            self.checksums[whole] = crc32(self.stored_chunk(whole)[1])
+
+    def write_chunk(self, index: int, payload: Any, filter_mask: int, checksum: int | None = None) -> None:
         """Write an encoded chunk as it is; its first item must lie within the extent.
 
         Parameters
@@ -117,6 +169,8 @@ class Dataset:
             chunk's `chunk_bytes` bytes.
         filter_mask
             Which filters were skipped.
+        checksum
+            CRC-32 of the payload, if it was taken already.
         """
         # h5py checks neither length nor place, and HDF5 takes a wrong length silently: it would overwrite a
         # neighbour.
@@ -125,6 +179,7 @@ class Dataset:
             raise StorageError(
                 22, f"{self.path}: an unfiltered chunk has {self.chunk_bytes} bytes, not {size}"
             )
+        before = self._file.size
         try:
             self.id.write_direct_chunk((index * self.chunk_items, *self._origin), payload, filter_mask)
         except OSError:
@@ -132,19 +187,66 @@ class Dataset:
             # same handle, the chunk would be lost without a word.
             self._id, self._opened = None, -1
             raise
+        step("writer.chunk_written")
         self.bytes_written += size
+        self._note(index, filter_mask, payload, size, before, checksum)
+        step("writer.chunk_noted")
 
     def filter_chunk(self, index: int, chunk: npt.NDArray[np.uint8]) -> None:
         """Write as much of a whole chunk as lies within the extent through HDF5's own filters."""
         items = chunk.view(self._stream.numpy_dtype).reshape(self.chunk_items, *self._stream.item_shape)
         start = index * self.chunk_items
+        before = self._file.size
         self._write(start, items[: self.known_items - start])
-        self.bytes_written = int(self.id.get_storage_size())
+        filter_mask, payload = self.id.read_direct_chunk((start, *self._origin))
+        self.bytes_written += len(payload)
+        self._note(index, filter_mask, payload, len(payload), before)
+
+    def _note(
+        self,
+        index: int,
+        filter_mask: int,
+        payload: Any,
+        size: int,
+        before: int,
+        checksum: int | None = None,
+    ) -> None:
+        """Tell the journal of a chunk that was written, when the file had ``before`` bytes.
+
+        HDF5 does not say where it put a chunk in less time than it takes to go through all of them. But no
+        other byte reaches the file meanwhile: if the file has grown, the chunk is at its end.
+        """
+        journal = self._file.journal
+        if not journal.keeps:
+            return
+        crc = crc32(payload) if checksum is None else checksum
+        after = self._file.size
+        place = self.places.get(index)
+        offset = -1
+        if after > before:
+            offset = after - size
+        elif place is not None and place[1] == size:
+            offset = place[0]  # of the same length, it is overwritten where it was
+        if offset < 0:
+            journal.inline(self.number, index, filter_mask, self.known_items, crc, bytes(payload))
+            self.places.pop(index, None)
+        else:
+            journal.chunk(self.number, index, filter_mask, self.known_items, offset, size, crc)
+            if filter_mask == self.skip_mask:  # perhaps a published tail, which will be written again
+                later = {number: kept for number, kept in self.places.items() if number > index}
+                self.places = {index: (offset, size), **later}
+        if index >= len(self.checksums):
+            self.checksums.extend([0] * (index + 1 - len(self.checksums)))
+        self.checksums[index] = crc
 
     def write_variable(self, start: int, items: npt.NDArray[Any]) -> None:
         """Write variable-length items from ``start`` on, within the extent; HDF5 places their bytes."""
         self._write(start, items)
-        size = sum(len(item) for item in items.tolist())
+        step("writer.items_written")
+        values = [item.encode() if isinstance(item, str) else item.tobytes() for item in items.tolist()]
+        size = sum(map(len, values))
+        if self._file.journal.keeps:
+            self._file.journal.items(self.number, start, values)
         self.bytes_written += size + items.nbytes
         self._file.heap_bytes += size + _HEAP_ITEM_BYTES * len(items)
 
@@ -156,6 +258,25 @@ class Dataset:
         """
         items: npt.NDArray[Any] = h5py.Dataset(self.id)[start:stop]
         return items
+
+    def stored_chunk(self, index: int) -> tuple[int, bytes]:
+        """Return a chunk's filter mask and its bytes as they are stored."""
+        filter_mask, payload = self.id.read_direct_chunk((index * self.chunk_items, *self._origin))
+        return int(filter_mask), bytes(payload)
+
+    def blank_references(self, items: int) -> None:
+        """Let variable-length items from ``items`` on refer to nothing, whatever they refer to now."""
+        handle = self._file.open_dataset(self.path, cached=False)
+        size = self._stream.item_bytes
+        for index in range(items // self.chunk_items, -(-self.known_items // self.chunk_items)):
+            place = (index * self.chunk_items,)
+            try:
+                _, payload = handle.read_direct_chunk(place)
+            except (OSError, RuntimeError, ValueError):
+                continue  # the extent reaches over a chunk that was never written
+            kept = max(0, items - index * self.chunk_items) * size
+            blanked = bytes(payload[:kept]) + bytes(len(payload) - kept)
+            handle.write_direct_chunk(place, blanked, 0)
 
     def _write(self, start: int, items: npt.NDArray[Any]) -> None:
         space = self.id.get_space()
@@ -180,18 +301,35 @@ class RecordingFile:
         Grows whenever the file was reopened: handles of an older generation are dead.
     heap_bytes : int
         Memory that variable-length items hold, estimated; given back by a :meth:`flush` when it is too much.
+    lock : threading.RLock
+        Held by whoever writes: a flush between an extent and the rows that it covers would show readers rows
+        that nobody put.
+    journal : Journal or NoJournal
+        Where everything is told; to be written to under the lock.
+    datasets : list of Dataset
+        All of them, by number; ``None`` for one that is gone.
+    failed : bool
+        Whether the disk has refused a change of the structure, a note, a flush or a sync: what the file
+        holds, what the journal tells and what the caller knows may differ from then on.
     """
 
-    def __init__(self, path: Path, file: h5py.File) -> None:
+    def __init__(self, path: Path, file: h5py.File, journal: Journal | NoJournal) -> None:
         self.path = path
+        self.journal = journal
+        self.datasets: list[Dataset | None] = []
         self.generation = 0
         self.heap_bytes = 0
+        self.lock = threading.RLock()
         self._file = file
         self._sync_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._named = False  # whether the names of file and folder are sure to be on the disk
         self._structuring = False
+        self.failed = False
 
     @classmethod
-    def create(cls, path: Path, attributes: Mapping[str, Any], config: str) -> RecordingFile:
+    def create(
+        cls, path: Path, attributes: Mapping[str, Any], config: str, *, recoverable: bool = True
+    ) -> RecordingFile:
         """Make the file with its root groups, and start SWMR.
 
         Parameters
@@ -202,6 +340,8 @@ class RecordingFile:
             Attributes of the root group.
         config
             JSON text kept as ``_shmstore/@config``.
+        recoverable
+            Whether a journal is kept beside it.
 
         Raises
         ------
@@ -211,16 +351,57 @@ class RecordingFile:
         try:
             # h5py's own message for a folder that is missing or read-only is long and carries no advice.
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
-            file = h5py.File(path, "w", libver=_LIBVER, track_order=True, **_ALIGNMENT)
         except OSError as error:
             raise storage_error(error, "create the recording", path) from None
-        for name, value in attributes.items():
-            file.attrs[name] = value
-        file.create_group("metadata", track_order=True)
-        own = file.create_group("_shmstore", track_order=True)
-        own.attrs["format_version"] = FORMAT_VERSION
-        own.attrs["config"] = config
-        recording = cls(path, file)
+        identity = {"attributes": dict(attributes), "config": config}
+        folder = recovery_folder(path)
+        journal: Journal | NoJournal = NoJournal()
+        try:
+            if recoverable:
+                folder.mkdir(mode=0o700)
+                journal = Journal.create(folder / "journal", identity)
+            file = h5py.File(path, "w", libver=_LIBVER, track_order=True, **_ALIGNMENT)
+            for name, value in attributes.items():
+                # The one number among them is a time in nanoseconds.
+                file.attrs[name] = np.uint64(value) if isinstance(value, int) else value
+            file.create_group("metadata", track_order=True)
+            own = file.create_group("_shmstore", track_order=True)
+            own.attrs["format_version"] = FORMAT_VERSION
+            own.attrs["config"] = config
+            recording = cls(path, file, journal)
+            recording._start_swmr()
+        except Exception as error:
+            with contextlib.suppress(OSError):
+                path.unlink()
+                (folder / "journal").unlink(missing_ok=True)
+                folder.rmdir()
+            if (refused := refusal(error)) is not None and not isinstance(error, ShmStoreError):
+                raise storage_error(refused, "create the recording", path) from None
+            raise
+        return recording
+
+    @classmethod
+    def resume(cls, path: Path, journal: Journal) -> RecordingFile:
+        """Go on with a file whose writer was killed, and start SWMR.
+
+        Parameters
+        ----------
+        path
+            The file; its superblock is mended.
+        journal
+            Its journal, open behind its last whole record.
+
+        Raises
+        ------
+        StorageError, IncompleteFileError
+            It cannot be opened.
+        """
+        repair_superblock(path)
+        try:
+            file = h5py.File(path, "r+", libver=_LIBVER, locking=False, **_ALIGNMENT)
+        except OSError as error:
+            raise storage_error(error, "go on with the recording", path) from None
+        recording = cls(path, file, journal)
         recording._start_swmr()
         return recording
 
@@ -232,22 +413,51 @@ class RecordingFile:
 
         Readers that have the file open go on reading what they know; opening it anew fails for that moment.
         """
-        if self._structuring:
-            yield
-            return
-        self._reopen()
-        self._structuring = True
+        with self.lock, self._minded():
+            if self._structuring:
+                yield
+                return
+            # Until the end is told too, HDF5's structures may be torn, and nothing of what was done counts.
+            self.journal.operation("begin", {})
+            self.journal.write()
+            step("writer.structure_begun")
+            self._reopen()
+            step("writer.structure_opened")
+            self._structuring = True
+            try:
+                yield
+            except BaseException as error:
+                if refusal(error) is None:
+                    self._end_structure()  # what was done before it failed was done
+                raise
+            self._end_structure()
+
+    @contextlib.contextmanager
+    def _minded(self) -> Iterator[None]:
+        """Remember it if the disk refuses what is done in the block."""
         try:
             yield
-        finally:
-            self._structuring = False
-            self._start_swmr()
+        except Exception as error:
+            if refusal(error) is not None:
+                self.failed = True
+            raise
+
+    def _end_structure(self) -> None:
+        self._structuring = False
+        step("writer.structure_changed")
+        self._start_swmr()
+        step("writer.structure_closed")
+        self.journal.operation("end", {})
+        self.journal.write()
+        step("writer.structure_ended")
 
     def create_instrument(self, link: str, attributes: Mapping[str, Any]) -> None:
         """Make an instrument's group; within :meth:`structure`."""
+        self._remove(link)
         group = self._file.create_group(link, track_order=True)
         for name, value in attributes.items():
             group.attrs[name] = value
+        self.journal.operation("create_instrument", {"link": link, "attributes": dict(attributes)})
 
     def set_columns(self, link: str, columns: Sequence[str]) -> None:
         """Mark an instrument's group as a column table, as HEP001 has it; within :meth:`structure`."""
@@ -257,35 +467,65 @@ class RecordingFile:
         width = max((len(name.encode()) for name in columns), default=1)
         names = np.array([name.encode() for name in columns], f"S{width}")
         attributes.create("column-order", names, dtype=h5py.string_dtype("utf-8", width))
+        self.journal.operation("set_columns", {"link": link, "columns": list(columns)})
 
     def create_group(self, path: str, attributes: Mapping[str, Any]) -> None:
         """Make a group within an instrument; within :meth:`structure`."""
+        if path in self._file:
+            return
         group = self._file.create_group(path, track_order=True)
         for name, value in attributes.items():
             if isinstance(value, str):
                 _set_token(group.attrs, name, value)
             else:
                 group.attrs[name] = value
+        self.journal.operation("create_group", {"path": path, "attributes": dict(attributes)})
 
     def create_document(self, path: str, text: str) -> None:
         """Keep a text as a scalar string dataset, in place of any before; within :meth:`structure`."""
         self._remove(path)
-        self._file.create_dataset(path, data=text, dtype=h5py.string_dtype())
+        self._file.create_dataset(path, data=text, dtype=h5py.string_dtype()).flush()
+        self.journal.operation("create_document", {"path": path, "text": text})
 
     def create_bytes(self, path: str, data: bytes) -> None:
         """Keep bytes as a uint8 dataset, in place of any before; within :meth:`structure`."""
         self._remove(path)
-        self._file.create_dataset(path, data=np.frombuffer(data, np.uint8))
+        # Else the data is written when the handle goes, where nobody hears of an error.
+        self._file.create_dataset(path, data=np.frombuffer(data, np.uint8)).flush()
+        self.journal.operation("create_bytes", {"path": path}, data)
 
     def replace(self, dataset: Dataset, path: str) -> None:
-        """Put a dataset in the place of another, which is lost; within :meth:`structure`."""
-        self._remove(path)
+        """Put a dataset in the place of another, which goes out of sight; within :meth:`structure`.
+
+        The other one is removed at the end only. HDF5 would use its space again at once, and after a power
+        cut the recording may have to be made anew as it was before.
+        """
+        self.journal.operation("replace", {"number": dataset.number, "path": path})
+        for number, other in enumerate(self.datasets):
+            if other is not None and other.path == path:
+                self._file.require_group(_REPLACED)
+                self._file.move(path, f"{_REPLACED}/{number}")
+                self.datasets[number] = None
         self._file.move(dataset.path, path)
         dataset.path = path
 
+    @property
+    def has_replaced(self) -> bool:
+        """Whether there are datasets that :meth:`finish` will remove, and with them what they hold."""
+        return _REPLACED in self._file
+
     def _remove(self, path: str) -> None:
-        if path in self._file:
-            del self._file[path]
+        if path not in self._file:
+            return
+        del self._file[path]
+        for number, dataset in enumerate(self.datasets):
+            if dataset is not None and (dataset.path == path or dataset.path.startswith(f"{path}/")):
+                self.datasets[number] = None
+
+    def remove(self, path: str) -> None:
+        """Remove what another writer made and never committed; within :meth:`structure`."""
+        self._remove(path)
+        self.journal.operation("remove", {"path": path})
 
     def create_dataset(
         self, path: str, stream: Stream, chunk_items: int, codec: Codec, items: int = 0
@@ -295,7 +535,7 @@ class RecordingFile:
         Parameters
         ----------
         path
-            Absolute path in the file.
+            Path in the file, from its root and without a slash in front.
         stream
             What it holds.
         chunk_items
@@ -308,6 +548,7 @@ class RecordingFile:
         shape = stream.item_shape
         if stream.variable:
             chunk_items = _VARIABLE_CHUNK_ITEMS
+        self._remove(path)  # what a writer that was killed may have left
         properties = h5p.create(h5p.DATASET_CREATE)
         properties.set_chunk((chunk_items, *shape))
         properties.set_fill_time(h5d.FILL_TIME_ALLOC if stream.variable else h5d.FILL_TIME_IFSET)
@@ -335,8 +576,36 @@ class RecordingFile:
                 handle.attrs[name] = value
         if stream.attributes and stream.fill is not None:
             handle.attrs["_FillValue"] = np.asarray(stream.fill, stream.numpy_dtype)
-        dataset = Dataset(self, path, stream, chunk_items, len(filters))
+        dataset = Dataset(self, len(self.datasets), path, stream, chunk_items, len(filters))
         dataset.known_items = items
+        self.datasets.append(dataset)
+        self.journal.operation(
+            "create_dataset",
+            {
+                "path": path,
+                "stream": stream_to_dict(stream),
+                "chunk_items": chunk_items,
+                "codec": dataclasses.asdict(codec),
+                "items": items,
+            },
+        )
+        return dataset
+
+    def note(self, operation: str, arguments: Mapping[str, Any], blob: bytes = b"") -> None:
+        """Tell the journal of what is not in the file, but has to be known by who goes on with it."""
+        with self.lock, self._minded():
+            self.journal.operation(operation, arguments, blob)
+            self.journal.write()
+
+    def restore_dataset(self, path: str, stream: Stream, chunk_items: int, codec: Codec) -> Dataset:
+        """Take up a dataset that another writer made; they must be taken up in the order of their making."""
+        filters = (
+            ()
+            if stream.variable
+            else _filters(codec, stream.numpy_dtype.itemsize, chunk_items * stream.item_bytes)
+        )
+        dataset = Dataset(self, len(self.datasets), path, stream, chunk_items, len(filters))
+        self.datasets.append(dataset)
         return dataset
 
     def link(self, root: str, streams: Iterable[Stream]) -> None:
@@ -349,10 +618,14 @@ class RecordingFile:
         streams
             Whose datasets have been made.
         """
+        streams = list(streams)
         for stream in streams:
             for name, value in stream.attributes.items():
                 if isinstance(value, LayoutLink):
                     self._file[root + stream.path].attrs[name] = self._file[root + value.path].ref
+        self.journal.operation(
+            "link", {"root": root, "streams": [stream_to_dict(stream) for stream in streams]}
+        )
 
     def set_metadata(self, path: str, values: Mapping[str, Any]) -> None:
         """Set attributes of a group to JSON-ready values; within :meth:`structure`."""
@@ -370,6 +643,7 @@ class RecordingFile:
             attributes["_json_keys"] = np.array(sorted(json_keys), dtype=h5py.string_dtype())
         elif "_json_keys" in attributes:
             del attributes["_json_keys"]
+        self.journal.operation("set_metadata", {"path": path, "values": dict(values)})
 
     # -- rows ------------------------------------------------------------------------------------------------
 
@@ -380,26 +654,61 @@ class RecordingFile:
             access.set_chunk_cache(0, 0, 1.0)
         return h5d.open(self._file.id, path.encode(), access)
 
-    def flush(self) -> None:
-        """Publish to readers what was written; libhdf5 does not fsync."""
-        self._file.flush()
-        if self.heap_bytes > _HEAP_BYTES:
-            with self.structure():  # closing is the only thing that makes HDF5 let go of the heap
-                self.heap_bytes = 0
+    def flush(self) -> int:
+        """Tell the journal, and publish to readers, what was written; neither is synced here.
+
+        Returns
+        -------
+        int
+            How far the journal is then.
+        """
+        with self.lock, self._minded():
+            position = self.journal.write()
+            step("writer.journal_written")
+            self._file.flush()
+            if self.heap_bytes > _HEAP_BYTES:
+                with self.structure():  # closing is the only thing that makes HDF5 let go of the heap
+                    self.heap_bytes = 0
+            return position
 
     def sync(self) -> None:
-        """Wait until the disk has what was flushed; touches no HDF5, so another thread may call it."""
-        os.fdatasync(self._sync_fd)
+        """Wait until the disk has what was flushed, the journal included.
+
+        Touches no HDF5, so another thread may call it.
+        """
+        with self._minded():  # the system may have given up for good what a sync has failed on
+            os.fdatasync(self._sync_fd)
+            step("writer.file_synced")
+            self.journal.sync()
+            step("writer.journal_synced")
+            if not self._named:
+                sync_folder(self.path.parent)
+                self._named = True
 
     @property
     def size(self) -> int:
         """Bytes of the file."""
         return os.fstat(self._sync_fd).st_size
 
+    @property
+    def free_bytes(self) -> int:
+        """Bytes that are left on the file's disk for this user."""
+        filesystem = os.fstatvfs(self._sync_fd)
+        return filesystem.f_bavail * filesystem.f_frsize
+
     # -- end -------------------------------------------------------------------------------------------------
 
-    def finish(self, state: str, accounting: str, rows: Mapping[str, int]) -> None:
+    def finish(
+        self,
+        state: str,
+        accounting: str,
+        rows: Mapping[str, int],
+        totals: Mapping[int, int] | None = None,
+    ) -> None:
         """Stamp the end into the file, close it, and wait until the disk has it.
+
+        Whatever happens meanwhile, either the journal says that the file is finished, or it and the tail
+        files are there to make it anew.
 
         Parameters
         ----------
@@ -409,20 +718,52 @@ class RecordingFile:
             JSON text kept as ``_shmstore/@accounting``.
         rows
             Rows by the instrument's link.
+        totals
+            Items by the dataset's number: where a writer that was killed left more, they are cut off.
+
+        The journal stays: see :meth:`discard_journal`.
         """
+        with self.lock:
+            self.journal.operation("begin", {})  # and no end: who is to go on from here makes the file anew
+            self.journal.write()
+        step("close.begun_stamping")
         self._reopen()
         self._file.attrs["state"] = state
         self._file["_shmstore"].attrs["accounting"] = accounting
         for link, count in rows.items():
             self._file[link].attrs["NROWS"] = np.uint64(count)
+        for number, total in (totals or {}).items():
+            dataset = self.datasets[number]
+            if dataset is not None and dataset.known_items > total:
+                dataset.cut(total)
+        self._remove("_shmstore/checksums")  # of a writer that was killed in here
+        step("close.stamped")
+        checksums = self._file["_shmstore"].create_group("checksums", track_order=True)
+        for dataset in self.datasets:
+            if dataset is not None and len(dataset.checksums):
+                kept = checksums.create_dataset(str(dataset.number), data=np.array(dataset.checksums, "<u4"))
+                kept.attrs["path"] = f"/{dataset.path}"
+        if _REPLACED in self._file:  # last, so that nothing takes the space that comes free
+            del self._file[_REPLACED]
+        step("close.checksums_written")
         self._file.close()
+        step("close.file_closed")
         os.fsync(self._sync_fd)
         os.close(self._sync_fd)
+        self.journal.operation("finished", {})
+        self.journal.write()
+        self.journal.sync()
+        self.journal.close()
+
+    def discard_journal(self) -> None:
+        """Remove what lies beside a file that is finished."""
+        remove_recovery_folder(self.path)
 
     def close(self) -> None:
-        """Close without stamping anything: for the way out after a failure."""
+        """Close without stamping anything, and leave the journal: for the way out after a failure."""
         self._file.close()
         os.close(self._sync_fd)
+        self.journal.close()
 
     def _reopen(self) -> None:
         self._file.close()
@@ -432,12 +773,37 @@ class RecordingFile:
         self.generation += 1
 
     def _start_swmr(self) -> None:
+        self._file.flush()  # if the disk refuses: it is a crash when starting SWMR is what fails
         self._file.swmr_mode = True
         self.generation += 1
         cache = self._file.id.get_mdc_config()
         cache.evictions_enabled = False
         cache.incr_mode = cache.decr_mode = cache.flash_incr_mode = 0
         self._file.id.set_mdc_config(cache)
+
+
+def recovery_folder(path: Path) -> Path:
+    """Return the folder beside a recording with what it takes to make it whole; gone after a clean end."""
+    return path.with_name(path.name + ".recovery")
+
+
+def remove_recovery_folder(path: Path) -> None:
+    """Remove what lies beside a recording that is whole, but nothing that somebody else put there.
+
+    Raises
+    ------
+    StorageError
+        The folder does not allow it.
+    """
+    folder = recovery_folder(path)
+    TailFile(folder).remove()
+    try:
+        (folder / "journal").unlink(missing_ok=True)
+    except OSError as error:
+        raise storage_error(error, "remove the journal", folder / "journal") from None
+    step("close.journal_removed")
+    with contextlib.suppress(OSError):  # it is not empty, or not there
+        folder.rmdir()
 
 
 def metadata_attribute(value: Any) -> Any:

@@ -111,11 +111,7 @@ class DiskFile:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         os.fdatasync(self._fd)
         if not self._named:
-            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync_folder(self.path.parent)
             self._named = True
 
     def close(self) -> None:
@@ -123,6 +119,15 @@ class DiskFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def sync_folder(folder: Path) -> None:
+    """Return once the names in a folder are on the disk as they are now."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def flat(data: bytes | memoryview | npt.NDArray[np.uint8]) -> memoryview:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 
 __all__ = [
     "BatchTooLargeError",
@@ -21,6 +22,7 @@ __all__ = [
     "ShmStoreError",
     "StorageError",
     "UnsupportedTypeError",
+    "refusal",
     "storage_error",
 ]
 
@@ -82,6 +84,27 @@ _ADVICE = {
     errno.EFBIG: "the file may not grow further: raise the limit with `ulimit -f`, or use another filesystem",
     errno.EIO: "the device reported an input/output error: check the disk",
 }
+
+
+def refusal(error: BaseException) -> OSError | None:
+    """Return what the system said if that is why something failed; ``None``: something else is wrong.
+
+    HDF5 reports a system's error in its text, under whatever class h5py finds for where it happened.
+
+    Examples
+    --------
+    >>> refusal(
+    ...     RuntimeError("Unable to flush file (file write failed: errno = 28, error message = 'No space")
+    ... )
+    OSError(28, 'No space left on device')
+    >>> refusal(RuntimeError("Unable to flush file")), refusal(FileNotFoundError(2, "No such file")).errno
+    (None, 2)
+    """
+    if isinstance(error, OSError) and error.errno:
+        return error
+    told = re.search(r"errno = (\d+)", str(error))
+    code = int(told[1]) if told else 0
+    return OSError(code, os.strerror(code)) if code else None
 
 
 def storage_error(error: OSError, doing: str, path: object, advice: str | None = None) -> StorageError:

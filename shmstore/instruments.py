@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ from shmstore.batch import PlainLayout
 from shmstore.config import ResolvedInstrument, StorageConfig
 from shmstore.dataset import RecordingFile
 from shmstore.errors import BrokenError, ConfigError, InvalidValueError, SchemaMismatchError
-from shmstore.evolution import Evolution, evolve, project
+from shmstore.evolution import Evolution, evolve, history_from_json, project
 from shmstore.names import RESERVED_INSTRUMENT_ATTRIBUTES, instrument_link
 from shmstore.physical import physical_schema
 from shmstore.pipeline import CodecPipeline
@@ -26,6 +27,7 @@ from shmstore.planning import plan
 from shmstore.schema import first_difference
 from shmstore.session import Session
 from shmstore.stats import InstrumentStats
+from shmstore.tails import Tails
 
 _METADATA_LIMIT_BYTES = 16 * 2**20
 #: An escaped NUL, and not the six characters by which it is escaped: those come behind an escaped backslash.
@@ -101,6 +103,42 @@ class Instrument:
                 "cast the batch, use another instrument id, or set schema_policy to 'evolve' or 'new'"
             )
 
+    def resume(
+        self,
+        image: bytes,
+        history: str,
+        standing: Mapping[str, Any],
+        tails: Sequence[tuple[Tails, Sequence[int]]],
+    ) -> None:
+        """Go on where another writer made its last commit.
+
+        Parameters
+        ----------
+        image
+            The schema that holds, serialized.
+        history
+            JSON of those before, or empty.
+        standing
+            Where the instrument stood, as `InstrumentAssembly.standing` told it.
+        tails
+            Segments of unfinished chunks, each with the numbers of the datasets that they are of.
+        """
+        schema = _read_schema(self.instrument_id, image)
+        layout = plan(schema, lambda name: self.assembly.config.column(name).strings)
+        buffers = {
+            number: own
+            for segment, numbers in tails
+            for number, own in zip(numbers, segment.buffers, strict=True)
+        }
+        past = history_from_json(history) if history else []
+        self.assembly.resume(layout, past, standing, buffers, [segment for segment, _ in tails])
+        self._physical = physical_schema(schema)
+
+    def follows(self, image: bytes) -> Follows:
+        """Return what slots follow that were declared to have a schema, given serialized."""
+        schema = _read_schema(self.instrument_id, image)
+        return Follows(self, schema, physical_schema(schema), image)
+
     def append(self, batch: pa.RecordBatch) -> Ticket:
         """Take a batch in, in its physical form and of a schema that was declared before."""
         return self.assembly.append(project(batch, self._physical) if self._evolves else batch)
@@ -160,11 +198,14 @@ class Follows:
         As it was declared.
     physical : pyarrow.Schema
         The form in which they are recorded.
+    image : bytes
+        The schema, serialized, as the producer made it.
     """
 
     instrument: Instrument
     schema: pa.Schema
     physical: pa.Schema
+    image: bytes
 
     @cached_property
     def plain(self) -> PlainLayout:
@@ -180,15 +221,23 @@ class Instruments:
     ----------
     file, pipeline, config, session
         What they share.
+    commit
+        Commits all that is written.
     """
 
     def __init__(
-        self, file: RecordingFile, pipeline: CodecPipeline, config: StorageConfig, session: Session
+        self,
+        file: RecordingFile,
+        pipeline: CodecPipeline,
+        config: StorageConfig,
+        session: Session,
+        commit: Callable[[], None],
     ) -> None:
         self._file = file
         self._pipeline = pipeline
         self._config = config
         self._session = session
+        self._make_room = commit
         self._by_id: dict[str, Instrument] = {}
         self._tails = 0
 
@@ -234,6 +283,7 @@ class Instruments:
             # Made by its metadata, or for a producer that came to nothing.
             instrument.assembly.config = self._config.instrument(instrument_id, **options)
             instrument.options = options
+            self._note_options(instrument)
         elif options and options != instrument.options:
             raise ConfigError(
                 f"instrument {instrument_id!r} is recorded with options {instrument.options}, not "
@@ -242,15 +292,15 @@ class Instruments:
             )
         return instrument
 
-    def declare(self, instrument_id: str, declared: str) -> Follows:
+    def declare(self, instrument_id: str, image: bytes) -> Follows:
         """Let slots of an instrument follow a schema.
 
         Parameters
         ----------
         instrument_id
             A known instrument.
-        declared
-            The schema, serialized, in base64.
+        image
+            The schema, serialized.
 
         Raises
         ------
@@ -259,18 +309,12 @@ class Instruments:
         SchemaMismatchError, UnsupportedTypeError
             As for `Instrument.declare`.
         """
-        try:
-            image = base64.b64decode(declared, validate=True)
-            schema = pa.ipc.read_schema(pa.py_buffer(image))
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise BrokenError(
-                f"what was declared for {instrument_id!r} is no Arrow schema: {error}"
-            ) from None
+        schema = _read_schema(instrument_id, image)
         instrument = self._by_id[instrument_id]
         if instrument.assembly.config.schema_policy == "new":
             instrument = self._of_schema(instrument, schema)
         instrument.declare(schema, image)
-        return Follows(instrument, schema, physical_schema(schema))
+        return instrument.follows(image)
 
     def _of_schema(self, first: Instrument, schema: pa.Schema) -> Instrument:
         """Return the one among an instrument's groups that has a schema; under the policy ``new``."""
@@ -300,9 +344,39 @@ class Instruments:
             self._file.create_instrument(
                 link, {"instrument_id": instrument_id, "created_at": created, **attributes}
             )
+        instrument = self._add(instrument_id, link, config, options)
+        self._note_options(instrument)
+        return instrument
+
+    def _note_options(self, instrument: Instrument) -> None:
+        self._file.note("options", {"instrument": instrument.instrument_id, "options": instrument.options})
+
+    def _add(
+        self, instrument_id: str, link: str, config: ResolvedInstrument, options: dict[str, Any]
+    ) -> Instrument:
         interval = self._config.auto_flush_interval_secs or 1.0
-        assembly = InstrumentAssembly(self._file, self._pipeline, link, config, interval, self._next_tails)
+        assembly = InstrumentAssembly(
+            self._file, self._pipeline, link, config, interval, self._next_tails, self._make_room
+        )
         instrument = self._by_id[instrument_id] = Instrument(instrument_id, assembly, options)
+        return instrument
+
+    def restore(self, instrument_id: str, link: str, options: dict[str, Any], continues: str) -> Instrument:
+        """Take up an instrument that another writer made.
+
+        Parameters
+        ----------
+        instrument_id, link, options
+            Its id, the name of its group, and what was asked for it.
+        continues
+            Under the policy ``new``, the id of the instrument that it took another schema of; else empty.
+        """
+        first = self._by_id[continues] if continues else None
+        config = first.assembly.config if first else self._config.instrument(instrument_id, **options)
+        instrument = self._add(instrument_id, link, config, options)
+        if first is not None:
+            instrument.first = False
+            first.successors.append(instrument)
         return instrument
 
     def set_metadata(self, instrument_id: str | None, key: str, value: Any) -> None:
@@ -325,9 +399,28 @@ class Instruments:
         with self._file.structure():
             self._file.set_metadata(path, {key: value})
 
-    def _next_tails(self) -> Any:
+    def _next_tails(self) -> Path:
         self._tails += 1
         return self._session.tails_path(self._tails)
+
+    def tails_exist(self, path: Path) -> None:
+        """Give no more tails the name that these have."""
+        self._tails = max(self._tails, int(path.name.rpartition("-")[2]))
+
+
+def decoded_schema(instrument_id: str, declared: str) -> bytes:
+    """Return a serialized schema that came over the control connection, in base64."""
+    try:
+        return base64.b64decode(declared, validate=True)
+    except ValueError as error:
+        raise BrokenError(f"what was declared for {instrument_id!r} is no Arrow schema: {error}") from None
+
+
+def _read_schema(instrument_id: str, image: bytes) -> pa.Schema:
+    try:
+        return pa.ipc.read_schema(pa.py_buffer(image))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise BrokenError(f"what was declared for {instrument_id!r} is no Arrow schema: {error}") from None
 
 
 def check_metadata(key: str, value: Any) -> None:

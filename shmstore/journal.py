@@ -185,6 +185,8 @@ class Journal:
         The file.
     """
 
+    #: Whether it is worth telling anything.
+    keeps: ClassVar[bool] = True
     #: What the bytes go through: tests of broken disks put a broken one here.
     file_type: ClassVar[type[DiskFile]] = DiskFile
 
@@ -463,6 +465,49 @@ class Journal:
         self._collected += [header + _CRC.pack(crc32(body, crc32(header))) + body, *payload]
         self._end += _RECORD_BYTES + len(body) + length
         return start
+
+
+class NoJournal:
+    """Keeps nothing: for a recording that is not to be recovered. As much of `Journal` as is asked of it."""
+
+    keeps = False
+    position = 0
+
+    def operation(self, name: str, arguments: Mapping[str, Any], blob: bytes = b"") -> int:
+        """Forget it."""
+        return 0
+
+    def chunk(
+        self, dataset: int, index: int, filter_mask: int, items: int, offset: int, length: int, crc: int
+    ) -> None:
+        """Forget it."""
+
+    def inline(
+        self,
+        dataset: int,
+        index: int,
+        filter_mask: int,
+        items: int,
+        crc: int,
+        payload: bytes | memoryview | npt.NDArray[np.uint8],
+    ) -> None:
+        """Forget it."""
+
+    def items(self, dataset: int, start: int, values: Sequence[bytes]) -> None:
+        """Forget them."""
+
+    def write(self) -> int:
+        """Do nothing."""
+        return 0
+
+    def sync(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def remove(self) -> None:
+        """Do nothing."""
 
 
 class JournalReader:

@@ -12,6 +12,7 @@ streams, `shmstore.decoding` turns them back. What each kind of node means is to
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -271,6 +272,25 @@ def _node_to_dict(node: Node) -> dict[str, Any]:
         ],
         "children": [_node_to_dict(child) for child in node.children],
     }
+
+
+def stream_to_dict(stream: Stream) -> dict[str, Any]:
+    """Return all of a stream as JSON can say it."""
+    entry = dataclasses.asdict(stream)
+    entry["attributes"] = {
+        name: {"link": value.path} if isinstance(value, Link) else value
+        for name, value in stream.attributes.items()
+    }
+    return entry
+
+
+def stream_from_dict(entry: Mapping[str, Any]) -> Stream:
+    """Rebuild from `stream_to_dict`."""
+    attributes = {
+        name: Link(value["link"]) if isinstance(value, dict) else value
+        for name, value in entry["attributes"].items()
+    }
+    return Stream(**{**entry, "item_shape": tuple(entry["item_shape"]), "attributes": attributes})
 
 
 def _node_from_dict(column: str, entry: Mapping[str, Any]) -> Node:

@@ -17,6 +17,7 @@ from typing import Self
 from shmstore.errors import BrokenError
 from shmstore.segment import Segment, align
 from shmstore.signature import SIGNATURE_BYTES, crc32, sign, signed_version
+from shmstore.steps import step
 
 _MAGIC = b"SHMLEDGR"
 _VERSION = (1, 0)
@@ -103,6 +104,7 @@ class Ledger:
         self._segment.view[start : start + SIGNATURE_BYTES] = sign(_MAGIC, _VERSION)
         words[_CAPACITY] = self.capacity
         self._segment.view[body : body + length] = payload
+        step("writer.ledger_half_stored")
         words[_LENGTH] = length
         words[_CRC] = _crc_of(sequence, payload)
         words[_SEQUENCE] = sequence  # and from here on for the newest

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shmstore.errors import BrokenError, IncompleteFileError, ShmStoreError, StorageError, storage_error
-from shmstore.opening import open_file
 from shmstore.ring import Ring
 from shmstore.segment import lock_byte
 from shmstore.session import OWNER_LOCK, PREFIX, WRITER_LOCK, Session, lock_is_held
@@ -30,6 +29,14 @@ from shmstore.superblock import read_superblock
 
 #: What a session's folder may hold. One that holds none of it is not ours, whatever its name.
 _SESSION_FILE = re.compile(r"page|control|report|recording|ledger|(ring|queue|tails)-\d+")
+#: What lies beside a recording, by the end of its name; a recovery has a journal of its own.
+_BESIDE = {
+    ".recovering.recovery": "recovering",
+    ".recovering": "recovering",
+    ".recovery": "recovery",
+    ".recovery.old": "recovery",
+    ".quarantine": "quarantine",
+}
 _BLOCK_BYTES = 1 << 20
 #: How long a folder may be without a page, or its page without its mark, before nobody is making it.
 _BIRTH_S = 0.5
@@ -148,6 +155,8 @@ class LeftFile:
     kind : str
         ``"recording"`` (says that it is being recorded, and nobody does), ``"recovery"`` (what it can be
         recovered from), ``"recovering"`` (a recovery that did not end) or ``"quarantine"``.
+    recording : str
+        The recording that it belongs to.
     size_bytes : int
         On the disk.
     remedy : str
@@ -156,6 +165,7 @@ class LeftFile:
 
     path: str
     kind: str
+    recording: str
     size_bytes: int
     remedy: str
 
@@ -397,25 +407,62 @@ def find_files(folder: Path, sessions: Iterable[LeftSession] = ()) -> list[LeftF
     return list(_leftovers(paths, used))
 
 
+def recoverable(folder: Path, shm_dir: Path) -> list[Path]:
+    """Return the recordings of a folder that can be recovered and whose owner and writer have gone, by name.
+
+    Asks only the kernel, and opens nothing that a recording holds: in a folder in which nothing was left, it
+    costs no more than listing it.
+
+    Raises
+    ------
+    StorageError
+        There is no such folder.
+    """
+    try:
+        found = {recording for kind, recording in map(_kind, folder.iterdir()) if kind == "recovery"}
+    except OSError as error:
+        raise storage_error(error, "look for leftovers", folder, "check its name and permissions") from None
+    if not found:
+        return []
+    lives: dict[Path, bool] = {}
+    for session in shm_dir.glob(f"{PREFIX}*"):
+        recording = _recording_of(session)
+        if recording is not None:
+            held = lock_is_held(session, OWNER_LOCK) or lock_is_held(session, WRITER_LOCK)
+            lives[recording.resolve()] = held or lives.get(recording.resolve(), False)
+    return sorted(recording for recording in found if _is_left(recording, lives.get(recording.resolve())))
+
+
+def _is_left(recording: Path, lives: bool | None) -> bool:
+    """Whether nobody has a recording any more; ``lives``: what its session says, if there is one."""
+    if lives:
+        return False
+    written = is_written(recording)
+    # Where the kernel does not tell, it may be recorded in another container, or on another machine.
+    return written is False or (written is None and lives is False)
+
+
 def _leftovers(paths: list[Path], used: set[Path]) -> Iterator[LeftFile]:
     for path in paths:
         kind, recording = _kind(path)
         if kind is None or recording.resolve() in used:
             continue
+        remedy = f"shmstore recover {recording}"
         if kind == "quarantine":
-            yield LeftFile(str(path), kind, _size(path), f"shmstore ingest {path}/*.arrow, then remove it")
+            remedy = f"shmstore ingest {path}/*.arrow, then remove it"
         elif kind == "recording":
-            if _lies_unfinished(path):
-                yield LeftFile(str(path), kind, _size(path), f"shmstore recover {path}")
-        elif not is_written(recording) and not (path.is_file() and is_written(path)):
-            yield LeftFile(str(path), kind, _size(path), f"shmstore recover {recording}")
+            if not _lies_unfinished(path):
+                continue
+        elif is_written(recording) or (path.is_file() and is_written(path)):
+            continue
+        yield LeftFile(str(path), kind, str(recording), _size(path), remedy)
 
 
 def _kind(path: Path) -> tuple[str | None, Path]:
     """Return what a path is by its name, and the recording that it belongs to."""
-    for suffix in ("recovery", "recovering", "quarantine"):
-        if path.suffix == f".{suffix}" and path.stem:
-            return suffix, path.with_suffix("")
+    for ending, kind in _BESIDE.items():
+        if path.name.endswith(ending) and path.name != ending:
+            return kind, path.with_name(path.name.removesuffix(ending))
     return ("recording" if path.is_file() else None), path
 
 
@@ -435,6 +482,8 @@ def _lies_unfinished(path: Path) -> bool:
 
 def _state_of(recording: Path) -> str | None:
     """Return the state that a recording's file says; ``None`` if it cannot be read or is no recording."""
+    from shmstore.opening import open_file  # brings HDF5, which nobody needs who only asks what lies around
+
     try:
         with open_file(recording) as file:
             return str(file.attrs["state"])

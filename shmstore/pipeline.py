@@ -1,22 +1,29 @@
-"""The codec pipeline: chunks go to N codec threads and come back in order, through a bounded window.
+"""The codec pipeline: chunks go to N codec threads, and from there in order to the file thread.
 
-Whoever submits is the one thread that writes HDF5. A full window makes it wait for the oldest chunk, write
-that, and go on: so memory is bounded and order is kept, with no queue in between. Codec threads only ever see
-bytes.
+Three kinds of threads meet here. The writer's own submits; codec threads encode; one *file thread* writes
+what is encoded, in the order of submission, and carries out commits in between. So taking batches from the
+rings goes on while the kernel copies a chunk (benchmarks/README.md tells what that brings). A bounded window
+makes the submitter wait, so memory is bounded. Codec threads only ever see bytes.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from shmstore.dataset import Dataset
+from shmstore.signature import crc32
+from shmstore.steps import step
+
+#: Longest wait without a look.
+_LOOK_S = 1.0
 
 Chunk = npt.NDArray[np.uint8]
 Encode = Callable[[Chunk], tuple[Any, int]]
@@ -31,16 +38,52 @@ class _Job:
     as_it_is: bool
     encode: Encode | None
     encoded: tuple[Any, int] | None = None
+    checksum: int | None = None
     encoding: Future[None] | None = None
 
     def run(self) -> None:
-        """Encode; on a codec thread. The result stays in the job, where it can be let go."""
+        """Encode, and take the checksum; on a codec thread.
+
+        The results stay in the job, where they can be let go.
+        """
         if self.encode is not None:
             self.encoded = self.encode(self.chunk)
+        self.checksum = crc32(self.chunk if self.encoded is None else self.encoded[0])
+
+    @property
+    def through_hdf5(self) -> bool:
+        """Whether its stored bytes are HDF5's to make."""
+        return self.encode is None and not self.as_it_is and self.dataset.skip_mask != 0
+
+
+@dataclass(slots=True)
+class Commit:
+    """A commit on its way through the file thread.
+
+    Attributes
+    ----------
+    action : callable
+        What publishes the chunks written so far.
+    written : int
+        Chunks that were written when the action began, once it is done; -1 before.
+    position : int
+        What the action returned.
+    """
+
+    action: Callable[[], int]
+    written: int = -1
+    position: int = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether the action has returned."""
+        return self.written >= 0
 
 
 class CodecPipeline:
-    """Encodes chunks on threads and writes them in the order of submission.
+    """Encodes chunks on threads and writes them in the order of submission, on a thread of its own.
+
+    A failure of the file thread ends its work; whoever submits, commits or waits from then on is raised it.
 
     Parameters
     ----------
@@ -48,24 +91,47 @@ class CodecPipeline:
         Codec threads.
     window_bytes
         Unencoded bytes that may be under way; one chunk always may.
-    ready
-        Called whenever a chunk is encoded, mostly from a codec thread.
+    wake
+        Called from the file thread when a commit is done, when as much is written as `wake_when` asked for,
+        and when it has failed.
+    beat
+        Called by whoever waits here, whenever more was written meanwhile: it is slow, but it lives.
 
     Attributes
     ----------
     submitted, written : int
         Chunks taken in, and chunks written, since the start. A chunk's ticket is ``submitted`` after its
         submission; it is in the file once ``written`` has reached that.
+    written_bytes : int
+        Unencoded bytes of the chunks written.
     """
 
-    def __init__(self, threads: int, window_bytes: int, ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        threads: int,
+        window_bytes: int,
+        wake: Callable[[], None],
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
         self.submitted = 0
         self.written = 0
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shmstore-codec")
+        self.written_bytes = 0
+        self._submitted_bytes = 0
         self._window_bytes = window_bytes
-        self._ready = ready
-        self._jobs: deque[_Job] = deque()
-        self._under_way = 0
+        self._wake = wake
+        self._beat = beat
+        self._wake_bytes: int | None = None
+        self._commit: Commit | None = None
+        self._failure: BaseException | None = None
+        self._progress = threading.Condition()
+        self._awaited = False
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shmstore-codec")
+        # A job, `False` to look for a commit, or `None` to end.
+        self._jobs: SimpleQueue[_Job | bool | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="shmstore-file", daemon=True)
+        self._thread.start()
+
+    # -- the submitter's side --------------------------------------------------------------------------------
 
     def submit(
         self,
@@ -77,11 +143,7 @@ class CodecPipeline:
         items: int | None = None,
         as_it_is: bool = False,
     ) -> None:
-        """Take a whole chunk in; while the window is full, waits for earlier ones and writes them.
-
-        Nothing is written before: a write of 1 MiB empties the processor's caches of everything else, and
-        chunks taken in one after the other, then written one after the other, cost an eighth less besides the
-        writes themselves than each at its turn.
+        """Take a whole chunk in; waits while the window is full.
 
         Parameters
         ----------
@@ -97,58 +159,127 @@ class CodecPipeline:
         as_it_is
             Store the chunk unfiltered.
         """
-        while self._jobs and self._under_way + chunk.nbytes > self._window_bytes:
-            self._write_oldest()
-            self.write_ready()
+        size = chunk.nbytes
+        self.check()
+        if self.busy and self._under_way + size > self._window_bytes:
+            self._wait(lambda: not self.busy or self._under_way + size <= self._window_bytes)
         end = index * dataset.chunk_items + (dataset.chunk_items if items is None else items)
         job = _Job(dataset, index, end, chunk, as_it_is, None if as_it_is else encode)
-        if job.encode is not None:
+        if job.encode is not None or (dataset.keeps_checksums and not job.through_hdf5):
             job.encoding = self._pool.submit(job.run)
-            job.encoding.add_done_callback(lambda _: self._ready())
         self.submitted += 1
-        self._jobs.append(job)
-        self._under_way += chunk.nbytes
-
-    def write_ready(self) -> None:
-        """Write what is encoded, up to the first chunk that is not."""
-        while self._jobs and ((encoding := self._jobs[0].encoding) is None or encoding.done()):
-            self._write_oldest()
+        self._submitted_bytes += size
+        self._jobs.put(job)
 
     def wait_for(self, ticket: int) -> None:
-        """Write everything up to the chunk with that ticket."""
-        while self.written < ticket:
-            self._write_oldest()
+        """Wait until everything up to the chunk with that ticket is written."""
+        self._wait(lambda: self.written >= ticket)
 
     def drain(self) -> None:
-        """Write everything that was submitted."""
+        """Wait until everything that was submitted is written."""
         self.wait_for(self.submitted)
+
+    def commit(self, action: Callable[[], int]) -> Commit:
+        """Have the file thread carry out ``action`` as soon as the chunk is written that it is at.
+
+        One at a time: the one before must be done.
+        """
+        self.check()
+        commit = self._commit = Commit(action)
+        self._jobs.put(False)
+        return commit
+
+    def finish(self, commit: Commit) -> None:
+        """Wait until a commit is done."""
+        if not commit.done:
+            self._wait(lambda: commit.done)
+
+    def wake_when(self, written_bytes: int | None) -> None:
+        """Ask to be woken once so many bytes are written since the start; ``None``: no more."""
+        self._wake_bytes = written_bytes
+        if written_bytes is not None and (self.written_bytes >= written_bytes or not self.busy):
+            self._wake()  # it came to pass meanwhile
+
+    def check(self) -> None:
+        """Raise what the file thread failed with, if it did."""
+        if self._failure is not None:
+            raise self._failure
 
     @property
     def busy(self) -> bool:
         """Whether chunks are under way."""
-        return bool(self._jobs)
+        return self.written < self.submitted
 
-    def _write_oldest(self) -> None:
-        # The job leaves the queue only once it is written: a failed write can be tried again.
-        job = self._jobs[0]
+    @property
+    def _under_way(self) -> int:
+        return self._submitted_bytes - self.written_bytes
+
+    def _wait(self, reached: Callable[[], bool]) -> None:
+        self.check()
+        if reached():
+            return
+        with self._progress:
+            self._awaited = True
+            while not reached() and self._failure is None:
+                if self._progress.wait(_LOOK_S):
+                    self._beat()
+            self._awaited = False
+        self.check()
+
+    # -- the file thread -------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while (job := self._jobs.get()) is not None:
+                if isinstance(job, _Job):
+                    self._write(job)
+                    del job
+                if self._commit is not None:
+                    self._carry_out(self._commit)
+                self._tell()
+        except BaseException as error:  # noqa: BLE001 (nothing is hidden: whoever calls next raises it)
+            self._failure = error
+            self._tell()
+            self._wake()
+
+    def _write(self, job: _Job) -> None:
         dataset = job.dataset
         if job.encoding is not None:
             job.encoding.result()
-        dataset.grow(job.items)
-        if job.encoded is not None:
-            dataset.write_chunk(job.index, *job.encoded)
-        elif dataset.skip_mask and not job.as_it_is:
-            dataset.filter_chunk(job.index, job.chunk)
-        else:
-            dataset.write_chunk(job.index, job.chunk, dataset.skip_mask)
-        self._jobs.popleft()
-        self._under_way -= job.chunk.nbytes
+        with dataset.lock:
+            dataset.grow(job.items)
+            step("writer.chunk_due")
+            if job.encoded is not None:
+                dataset.write_chunk(job.index, *job.encoded, job.checksum)
+            elif job.through_hdf5:
+                dataset.filter_chunk(job.index, job.chunk)
+            else:
+                dataset.write_chunk(job.index, job.chunk, dataset.skip_mask, job.checksum)
+        size = job.chunk.nbytes
         # The codec thread may hold on to the job for a moment, but the chunk's memory is free from here on.
         del job.chunk, job.encoded
         dataset.chunks_written += 1
+        self.written_bytes += size
         self.written += 1
+        wanted = self._wake_bytes
+        if wanted is not None and (self.written_bytes >= wanted or not self.busy):
+            self._wake_bytes = None
+            self._wake()
+
+    def _carry_out(self, commit: Commit) -> None:
+        written = self.written
+        commit.position = commit.action()
+        self._commit = None
+        commit.written = written
+        self._wake()
+
+    def _tell(self) -> None:
+        if self._awaited:  # set before the waiter looks, read after what it looks for is set
+            with self._progress:
+                self._progress.notify_all()
 
     def close(self) -> None:
         """Stop the threads; chunks not yet written are forgotten."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self._jobs.clear()
+        self._jobs.put(None)
+        self._thread.join()

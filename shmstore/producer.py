@@ -44,6 +44,7 @@ from shmstore.schema import first_difference
 from shmstore.segment import align
 from shmstore.session import Session, State
 from shmstore.stats import ProducerStats
+from shmstore.steps import step
 from shmstore.validity import check_full
 
 #: Number of a schema that the writer has not heard of.
@@ -150,7 +151,8 @@ class Producer:
         ClosedError
             The producer or the recording was closed.
         BrokenError
-            The writer failed.
+            The recording is broken, or neither its writer nor its owner is left: what was put before is kept
+            in shared memory. A writer that dies is replaced, and not noticed here.
         """
         with self._lock:
             sequence: int | None = -1
@@ -183,8 +185,10 @@ class Producer:
             body = self._room(size, left, timeout)
             if body is None:
                 return None
+            step("producer.reserved")
             skip = declared.writer.write(part, body)
             body.release()
+            step("producer.body_written")
             left -= part.num_rows
             kind = Kind.STREAM if declared.writer.streams else Kind.IPC
             sequence = self._seal(kind, size, part.num_rows, declared.schema_id, skip)
@@ -295,6 +299,7 @@ class Producer:
             if body is None:
                 raise RingFullError(f"the ring of {self.instrument_id!r} is full")
             self._loaned = True
+            step("producer.loan_open")
             return Loan(self.instrument_id, body, self._plain, rows, self._return_loan)
 
     def _return_loan(self, body: memoryview, rows: int, seal: bool) -> int | None:
@@ -320,7 +325,7 @@ class Producer:
         body = ring.reserve(size)
         if body is not None:
             return body
-        # A killed writer cannot say that it is gone, and nothing may be dropped or waited for in its name.
+        # A dead writer is replaced, but when nobody is left to do it, nothing may be dropped or waited for.
         self._check_alive(rows, ask_kernel=True)
         policy = self._config.on_full
         if policy == "drop_newest" and may_drop:
@@ -333,6 +338,7 @@ class Producer:
         try:
             while True:
                 ring.set_waiting(True)
+                step("producer.waiting")
                 # Once more: the writer may have released before it saw that we wait.
                 body = ring.reserve(size)
                 if body is not None:
@@ -355,7 +361,9 @@ class Producer:
         _, session, ring, queue = self._attach()
         position = ring.position
         sequence = ring.seal(kind, size, rows, schema_id, skip)
+        step("producer.before_bell")
         queue.ring(Descriptor(ring.number, sequence, position, size, schema_id, rows))
+        step("producer.after_bell")
         # Sealed first, looked second: a recording that ends meanwhile either took the slot or says that it
         # did not.
         if not session.recording:
@@ -366,9 +374,10 @@ class Producer:
         _, session, ring, queue = self._attach()
         deadline = time.monotonic() + _LAST_WORD_S
         while (taken := ring.taken_at_end()) is None and session.state == State.CLOSING:
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or not session.attended:
                 raise BrokenError(
-                    f"the writer does not say whether it took batch {sequence} of {self.instrument_id!r}"
+                    f"the writer does not say whether it took batch {sequence} of {self.instrument_id!r}; "
+                    f"if not, {session.kept}"
                 )
             queue.wait_for_space(0.01)
         if taken is not None and sequence < taken:
@@ -383,7 +392,7 @@ class Producer:
                 f"this producer of {self.instrument_id!r} was closed: make a new one with storage.producer()"
             )
         attachment = self._attach()
-        if attachment.session.recording and (not ask_kernel or attachment.session.writer_lives):
+        if attachment.session.recording and (not ask_kernel or attachment.session.attended):
             return
         attachment.ring.count_rejected(rows)
         self._raise_end()
@@ -394,7 +403,7 @@ class Producer:
             raise_error(*session.failure())
         if session.recording:
             raise BrokenError(
-                f"the writer has died; what {self.instrument_id!r} put last is still in the ring"
+                f"the writer and the owner of {self.instrument_id!r}'s recording have died; {session.kept}"
             )
         raise ClosedError(
             f"the recording that {self.instrument_id!r} belongs to has ended: these rows were not taken"
@@ -423,6 +432,7 @@ class Producer:
                 "needs its own, from "
                 "storage.producer()"
             )
+        step("producer.claimed")
         self._attachment = _Attachment(
             os.getpid(), session, ring, DescriptorQueue.attach(session.queue_path(self._number))
         )
@@ -443,12 +453,14 @@ class Producer:
             )
         described = self._describe(schema, -1)  # refuses what it cannot be before the writer hears of it
         self._plan(schema)  # refuses what cannot be recorded before anybody else hears of it
-        connection = ControlConnection(self._attach().session.control_path)
+        session = self._attach().session
+        connection = ControlConnection(session.control_path, check=session.check_attended)
         try:
             serialized = base64.b64encode(schema.serialize()).decode()
             reply = connection.request("declare", ring=self._number, schema=serialized)
         finally:
             connection.close()
+        step("producer.declared")
         self._given = (schema, int(reply["schema_id"]))
         self._declared = described._replace(schema_id=self._given[1])
         self._known.append(self._declared)

@@ -6,12 +6,15 @@ They are counted and reported by the writer; here they are only put down safely.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from shmstore.errors import storage_error
 from shmstore.names import link_name
+from shmstore.steps import step
 
 
 class Quarantine:
@@ -25,10 +28,12 @@ class Quarantine:
 
     def __init__(self, recording: Path) -> None:
         self.folder = recording.with_name(recording.name + ".quarantine")
-        self._count = 0
 
-    def keep(self, instrument_id: str, batch: pa.RecordBatch) -> Path:
+    def keep(self, instrument_id: str, ring: int, sequence: int, batch: pa.RecordBatch) -> Path:
         """Write a batch as an Arrow IPC file, synced to disk, and return its path.
+
+        A writer that follows another may keep the same batch again: it goes by its ring's number and its own,
+        and is kept once. Nothing else is ever overwritten.
 
         Raises
         ------
@@ -38,21 +43,37 @@ class Quarantine:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, batch.schema) as writer:
             writer.write_batch(batch)
-        return self._put(instrument_id, "arrow", sink.getvalue())
+        return self._put(instrument_id, f"{ring}-{sequence:06d}.arrow", sink.getvalue())
 
-    def keep_bytes(self, instrument_id: str, body: memoryview) -> Path:
+    def keep_stream(self, instrument_id: str, ring: int, sequence: int, parts: Iterable[Any]) -> Path:
+        """Write a batch as an Arrow IPC stream whose bytes are given, unseen, and return its path."""
+        return self._put(instrument_id, f"{ring}-{sequence:06d}.arrows", b"".join(parts))
+
+    def keep_bytes(self, instrument_id: str, ring: int, sequence: int, body: memoryview) -> Path:
         """Write the body of a slot that holds no readable batch, as it is, and return its path."""
-        return self._put(instrument_id, "slot", body)
+        return self._put(instrument_id, f"{ring}-{sequence:06d}.slot", body)
 
-    def _put(self, instrument_id: str, suffix: str, data: memoryview | pa.Buffer) -> Path:
-        path = self.folder / f"{link_name(instrument_id)}-{self._count:06d}.{suffix}"
+    def _put(self, instrument_id: str, ending: str, data: bytes | memoryview | pa.Buffer) -> Path:
+        first = path = self.folder / f"{link_name(instrument_id)}-{ending}"
+        beside = path.with_name(path.name + ".part")
+        number = 1
         try:
             self.folder.mkdir(exist_ok=True)
-            with path.open("xb") as file:
+            # A recording of the same name may have been here before, whose file somebody took away.
+            while path.exists() and path.read_bytes() != bytes(data):
+                number += 1
+                path = first.with_stem(f"{first.stem}~{number}")
+            with beside.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            step("writer.quarantine_written")
+            beside.rename(path)
+            folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)  # or a power cut takes the name
+            finally:
+                os.close(folder)
         except OSError as error:
             raise storage_error(error, f"keep a refused batch of {instrument_id!r}", path) from None
-        self._count += 1
         return path

@@ -37,6 +37,7 @@ import numpy.typing as npt
 
 from shmstore.errors import BatchTooLargeError, BrokenError
 from shmstore.segment import ALIGNMENT, Segment, align
+from shmstore.steps import step
 
 HEADER_BYTES = 4096
 SLOT_HEADER_BYTES = 64
@@ -160,9 +161,9 @@ class Ring:
         return cls(segment)
 
     @classmethod
-    def attach(cls, path: Path) -> Self:
-        """Map an existing ring."""
-        segment = Segment.attach(path)
+    def attach(cls, path: Path, *, private: bool = False) -> Self:
+        """Map an existing ring; ``private`` as for `Segment.attach`."""
+        segment = Segment.attach(path, private=private)
         try:
             return cls(segment)
         except BrokenError:
@@ -176,9 +177,20 @@ class Ring:
         if not self.segment.try_lock(_PRODUCER_LOCK):
             return False
         self._producer[_P_PID] = pid
+        self._catch_up()
         if self._producer[_P_LIFE] == Life.CREATED:
             self._producer[_P_LIFE] = Life.ATTACHED
         return True
+
+    def _catch_up(self) -> None:
+        """Count what a producer before sealed when it was killed before it could count that."""
+        words = self._producer
+        while (header := self._header_at(words[_P_HEAD])) is not None:
+            kind, position, sequence, length, row_start, rows, *_ = header
+            if kind != Kind.PAD:
+                words[_P_SEQUENCE] = sequence + 1
+                words[_P_SEALED_ROWS] = row_start + rows
+            words[_P_HEAD] = position + SLOT_HEADER_BYTES + align(length)
 
     @property
     def largest_body(self) -> int:
@@ -224,6 +236,7 @@ class Ring:
             # The lap's end is filled first and on its own, so that it can be released while the producer
             # waits.
             self._write_header(place, Kind.PAD, head, 0, room_to_end - SLOT_HEADER_BYTES, 0, 0, 0, 0)
+            step("producer.pad_written")
             head += room_to_end
             used += room_to_end
             place = 0
@@ -248,9 +261,12 @@ class Ring:
         self._write_header(
             head % self.capacity, kind, head, sequence, length, row_start, rows, schema_id, skip
         )
+        step("producer.sealed")
         words[_P_SEQUENCE] = sequence + 1
+        step("producer.half_counted")
         words[_P_SEALED_ROWS] = row_start + rows
         words[_P_SEALED_BYTES] += length
+        step("producer.counted")
         words[_P_HEAD] = head + SLOT_HEADER_BYTES + align(length)
         return sequence
 
@@ -269,6 +285,7 @@ class Ring:
         header = _HEADER.pack(_SLOT_MAGIC, kind, 0, head, sequence, length, row_start, rows, schema, skip)
         self._slots[place : place + _CRC_AT] = header
         _CRC.pack_into(self._slots, place + _CRC_AT, zlib.crc32(header))
+        step("producer.header_written")
         self._words[place // 8 + 7] = head ^ _SEAL  # last: from here on the slot is sealed
 
     def count_dropped(self, rows: int) -> None:
@@ -291,6 +308,7 @@ class Ring:
     def end(self, life: Life) -> None:
         """Tell the consumer that nothing more comes, and give the place of the producer back."""
         self._producer[_P_LIFE] = life
+        step("producer.ended")
         self.segment.unlock(_PRODUCER_LOCK)
 
     def taken_at_end(self) -> int | None:
@@ -444,6 +462,18 @@ class Ring:
                 slots += 1
                 total += rows
         return slots, total
+
+    def pass_over(self, slots: int) -> None:
+        """Give back unseen what is left of the first ``slots`` slots; before anything is borrowed.
+
+        For a consumer that follows another, which had them safe and was killed before it gave them back.
+        """
+        while (header := self._header_at(self._cursor)) is not None:
+            kind, position, sequence, length, *_ = header
+            if kind != Kind.PAD and sequence >= slots:
+                return
+            self._cursor = position + SLOT_HEADER_BYTES + align(length)
+            self._consumer[_C_TAIL] = self._cursor
 
     def has_sealed(self) -> bool:
         """Whether :meth:`borrow` would find a slot (or a pad) now."""

@@ -43,7 +43,7 @@ class Segment:
         All of it, writable; slices of it keep the memory mapped.
     """
 
-    def __init__(self, path: Path, fd: int, size: int) -> None:
+    def __init__(self, path: Path, fd: int, size: int, *, private: bool = False) -> None:
         self.path = path
         self.size = size
         self._fd = fd
@@ -51,7 +51,8 @@ class Segment:
         # the mapping gets an open of its own, and locks end with `close`.
         own = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
         try:
-            self._map = mmap.mmap(own, size, flags=mmap.MAP_SHARED | _POPULATE)
+            flags = mmap.MAP_PRIVATE if private else mmap.MAP_SHARED | _POPULATE
+            self._map = mmap.mmap(own, size, flags=flags)
         finally:
             os.close(own)
         self.view = memoryview(self._map)
@@ -87,8 +88,15 @@ class Segment:
             ) from None
 
     @classmethod
-    def attach(cls, path: Path) -> Self:
+    def attach(cls, path: Path, *, private: bool = False) -> Self:
         """Map an existing segment.
+
+        Parameters
+        ----------
+        path
+            The segment.
+        private
+            Whether what is written is for this process alone, and the segment stays as it is.
 
         Raises
         ------
@@ -102,7 +110,7 @@ class Segment:
                 error, "attach a shared-memory segment", path, "its recording has ended, or never began"
             ) from None
         try:
-            return cls(path, fd, os.fstat(fd).st_size)
+            return cls(path, fd, os.fstat(fd).st_size, private=private)
         except (OSError, ValueError) as error:
             os.close(fd)
             code = error.errno if isinstance(error, OSError) else errno.EINVAL
@@ -123,6 +131,12 @@ class Segment:
     def unlock(self, byte: int = 0) -> None:
         """Give the lock on ``byte`` back."""
         fcntl.fcntl(self._fd, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0))
+
+    def disown(self) -> None:
+        """In a forked child: give up the parent's locks, which came along, so that its death frees them."""
+        own = os.open(f"/proc/self/fd/{self._fd}", os.O_RDWR | os.O_CLOEXEC)
+        os.dup2(own, self._fd, inheritable=False)
+        os.close(own)
 
     def close(self) -> None:
         """Unmap. Locks held through this object are freed; the file stays.

@@ -253,6 +253,11 @@ def _shuffle(raw: Any) -> bool | str:
     return raw if isinstance(raw, bool) else str(raw)
 
 
+def _switch(raw: Any) -> bool:
+    _require(isinstance(raw, bool))
+    return bool(raw)
+
+
 def _truth(text: str) -> bool | str:
     return _TRUTH.get(text.lower(), text)
 
@@ -292,6 +297,15 @@ SETTINGS: Mapping[str, Setting] = {
     "commit_bytes": _size(1, TIB),
     "auto_flush_interval_secs": _number(0, 86_400, "seconds"),
     "close_timeout_s": _number(0, _LONGEST_WAIT_S, "seconds"),
+    "writer_deaths": _integer(0, 1_000_000),
+    "spill_dir": Setting("the path of a folder", _path, optional=True),
+    "disk_warn_bytes": _size(0, TIB),
+    "disk_reserve_bytes": _size(0, TIB),
+    "disk_patience_s": _number(0, _LONGEST_WAIT_S, "seconds", unlimited=True),
+    "writer_hang_s": _number(0.1, _LONGEST_WAIT_S, "seconds", unlimited=True),
+    "standby": Setting("true or false", _switch, _truth),
+    "recoverable": Setting("true or false", _switch, _truth),
+    "recover_at_start": Setting("true or false", _switch, _truth),
     "shm_dir": Setting("the path of a folder", _path),
 }
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 
-from shmstore.accounting import Account
+from shmstore.accounting import Account, SourceStanding
 from shmstore.assembly import Ticket
 from shmstore.errors import BrokenError, StorageError
 from shmstore.instruments import Follows
 from shmstore.queue import DescriptorQueue
 from shmstore.ring import Life, Ring, Slot
 from shmstore.session import Session
+from shmstore.steps import step
 
 
 class Source:
@@ -28,6 +29,8 @@ class Source:
         The ring's number.
     instrument_id
         What it feeds.
+    standing
+        What another writer committed of it.
 
     Attributes
     ----------
@@ -37,10 +40,12 @@ class Source:
         Its counts.
     """
 
-    def __init__(self, session: Session, number: int, instrument_id: str) -> None:
+    def __init__(
+        self, session: Session, number: int, instrument_id: str, standing: SourceStanding | None = None
+    ) -> None:
         self.instrument_id = instrument_id
         self.number = number
-        self.ring = Ring.attach(session.ring_path(number))
+        self.ring = Ring.attach(session.ring_path(number), private=session.private)
         if self.ring.number != number:
             self.ring.close()
             raise BrokenError(f"ring {number} claims to be ring {self.ring.number}")
@@ -54,6 +59,24 @@ class Source:
         self._dropped_by_abort = 0
         self._broken = False
         self._held: deque[tuple[Slot, Ticket | None]] = deque()
+        self._covered = 0  # of the slots held
+        self._settled = 0  # of them, from the first on, have a ticket that says when it is due
+        self._ripe = 0
+        if standing is not None:
+            self._go_on(standing)
+
+    def _go_on(self, standing: SourceStanding) -> None:
+        self.account = Account.of(self.instrument_id, self.number, standing)
+        # Of what was committed, some may not have been given back any more.
+        self.ring.pass_over(standing.slots)
+        if self.ring.waiting:
+            self.queue.announce_space()
+
+    @property
+    def standing(self) -> SourceStanding:
+        """What the last commit covers."""
+        account = self.account
+        return SourceStanding(account.committed_slots, account.committed, account.quarantined)
 
     def take(self) -> Slot | None:
         """Borrow the next slot; ``None`` if there is none.
@@ -65,6 +88,9 @@ class Source:
         """
         if self._broken:
             return None
+        final = self.ring.taken_at_end()
+        if final is not None and self.account.taken_slots >= final:
+            return None  # a writer that ended before this one was done has said so to the producer
         used = self.ring.used
         slot = self.ring.borrow()
         if slot is None:
@@ -90,25 +116,47 @@ class Source:
         """Keep a slot borrowed until its ticket is due; ``None``: it was quarantined and is due at once."""
         self._held.append((slot, ticket))
 
-    def release(self, chunks_written: int) -> int:
-        """Give back, in order, the slots whose rows are safe; returns how many bytes came free."""
+    def ripen(self) -> None:
+        """A commit begins: what was distributed by now may be covered by it, and nothing later.
+
+        Rows that wait for their instrument's datasets may be distributed before the commit ends, but are not
+        in what it says of the instrument.
+        """
         held = self._held
-        freed = 0
-        while held:
-            slot, ticket = held[0]
+        while self._settled < len(held) and _is_settled(held[self._settled][1]):
+            self._settled += 1
+        self._ripe = self.account.committed_slots + self._settled - self._covered
+
+    def cover(self, chunks_written: int) -> None:
+        """Count, in order, the slots that a commit covers."""
+        account = self.account
+        while self._covered < len(self._held):
+            slot, ticket = self._held[self._covered]
+            if slot.sequence >= self._ripe:
+                break
             if ticket is not None and (ticket.chunks is None or ticket.chunks > chunks_written):
                 break
+            if ticket is not None:
+                account.committed += slot.rows
+            else:
+                account.quarantined += slot.rows
+            account.committed_slots += 1
+            self._covered += 1
+
+    def release(self) -> int:
+        """Give back, in order, the slots that a commit covers; returns how many bytes came free."""
+        freed = 0
+        while self._covered:
+            slot, _ = self._held[0]
             try:
                 self.ring.release(slot)
             except BufferError:
                 break  # an array over it is still alive somewhere: it is free when that has gone
-            if ticket is not None:
-                self.account.committed += slot.rows
-            else:
-                self.account.quarantined += slot.rows
-            self.account.committed_slots += 1
-            held.popleft()
+            self._held.popleft()
+            self._covered -= 1
+            self._settled -= 1
             freed += slot.end - slot.position
+            step("writer.slot_released")
         if freed and self.ring.waiting:
             self.queue.announce_space()
         return freed
@@ -152,7 +200,12 @@ class Source:
     def close(self) -> None:
         """Let go of the ring, with what is still held of it, and of the queue, and remove their names."""
         self._held.clear()
+        self._covered = self._settled = 0
         self.queue.close()
         self.queue.unlink()
         self.ring.segment.unlink()
         self.ring.close()
+
+
+def _is_settled(ticket: Ticket | None) -> bool:
+    return ticket is None or ticket.chunks is not None

@@ -118,7 +118,9 @@ class StorageStats(InstrumentStats):
     last_flush : float or None
         When the last durable flush returned, in seconds since the epoch.
     writer_restarts : int
-        How often the writer was replaced.
+        How often the writer was replaced, having died or hung.
+    last_restart_reason : str
+        Why, the last time; empty if it never was.
     file_bytes : int
         Size of the file.
     instruments : mapping of str to InstrumentStats
@@ -130,6 +132,7 @@ class StorageStats(InstrumentStats):
     flushes: int = 0
     last_flush: float | None = None
     writer_restarts: int = 0
+    last_restart_reason: str = ""
     file_bytes: int = 0
     instruments: Mapping[str, InstrumentStats] = field(default_factory=dict)
 

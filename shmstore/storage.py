@@ -1,37 +1,24 @@
-"""The storage: owns a recording, starts its writer process, hands out producers, checks the account.
-
-The writer is started as a fresh interpreter, never forked and never spawned through `multiprocessing`: so the
-owner may be a script without a ``__main__`` guard, a REPL, a notebook, a thread or a daemon, under any start
-method.
-"""
+"""The storage: owns a recording, has its writer supervised, hands out producers, checks the account."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import select
-import socket
 import subprocess
-import sys
 import threading
 import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from shmstore._version import __version__
+from shmstore.aftermath import await_recovery, recover_left_behind
 from shmstore.client import Client
 from shmstore.config import StorageConfig
-from shmstore.control import Message, raise_error
-from shmstore.errors import BrokenError, ClosedError, IncompleteFileError, ShmStoreError, storage_error
+from shmstore.control import Message
+from shmstore.errors import ClosedError, IncompleteFileError, ShmStoreError, storage_error
 from shmstore.session import Session, State
 from shmstore.stats import StorageStats
-
-_START_TIMEOUT_S = 60.0
-_EXIT_TIMEOUT_S = 10.0
-# -P keeps the working directory off sys.path: a stray numpy.py in a data folder must not be imported.
-_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from shmstore.boot import main; main()"
+from shmstore.steps import step
+from shmstore.supervisor import Restart, Supervisor
 
 
 class HDF5Storage:
@@ -57,12 +44,13 @@ class HDF5Storage:
         self._config = config.replace(**overrides) if config is not None else StorageConfig.load(**overrides)
         self._lock = threading.RLock()
         self._session: Session | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._supervisor: Supervisor | None = None
         self._client: Client | None = None
         self._path: Path | None = None
         self._state = "new"
         self._final: StorageStats | None = None
         self._finalizer: weakref.finalize[Any, HDF5Storage] | None = None
+        self._recovery: subprocess.Popen[bytes] | None = None
 
     # -- life ------------------------------------------------------------------------------------------------
 
@@ -86,21 +74,24 @@ class HDF5Storage:
             except OSError as error:
                 raise storage_error(error, "make the output folder", self._config.output_dir) from None
             session = Session.create(self._config.shm_dir, self._config.name)
+            step("owner.session_made")
+            supervisor = None
             try:
-                self._process, self._path = _start_writer(session, self._config)
+                supervisor = Supervisor(session, self._config)
+                self._path = supervisor.start()
                 self._client = Client(session.folder)
             except BaseException:
-                _end_process(self._process)
+                if supervisor is not None:
+                    supervisor.stop(ask=True)
                 session.remove()
                 session.close()
                 raise
-            self._session = session
+            self._session, self._supervisor = session, supervisor
             self._state = "recording"
-            threading.Thread(
-                target=_watch_writer, args=(self._process, session), name="shmstore-watch", daemon=True
-            ).start()
             # Whoever forgets close() still gets a finished file, before the interpreter is gone.
-            self._finalizer = weakref.finalize(self, _finish_forgotten, self._process, session)
+            self._finalizer = weakref.finalize(self, supervisor.finish)
+            if self._config.recover_at_start:
+                self._recovery = recover_left_behind(self._config.output_dir, self._config.shm_dir)
             return self
 
     def close(self, timeout: float | None = None) -> None:
@@ -116,7 +107,8 @@ class HDF5Storage:
         IncompleteFileError
             Rows were lost or kept aside; the message says which, and the file says ``partial``.
         BrokenError, StorageError
-            The writer failed; what was committed before is in the file.
+            The recording is broken. What was committed before is in the file, and everything else that was
+            accepted stays in shared memory: the message says how to have it in the file.
         TimeoutError
             It took longer; the writer goes on until it has finished, and close() may be called again.
         """
@@ -132,6 +124,8 @@ class HDF5Storage:
                 self._state = "closed"
             if self._client is None or self._session is None:
                 return
+            self._session.ending = how  # said first: a writer that dies over it is replaced by one that knows
+            step("owner.ending_noted")
             failure: Exception | None = None
             report: Message = {}
             try:
@@ -141,15 +135,17 @@ class HDF5Storage:
             except ShmStoreError as error:
                 # An earlier close() may have run out of patience; what the writer had to say then is kept.
                 if self._session.state == State.CLOSED:
-                    report = json.loads(self._session.report_path.read_text())
+                    report = self._session.report or {}
                 else:
                     failure = error
-            self._take_down(killed=failure is not None)
             if failure is not None:
+                self._take_down()
                 self._state = "broken"
                 raise failure
+            step("owner.close_answered")
+            self._final = self._client.counted(report["stats"])
             self._state = report["state"]
-            self._final = StorageStats.from_dict(report["stats"])
+            self._take_down()
             if self._state == "partial":
                 problems = report["problems"]
                 more = (
@@ -157,7 +153,7 @@ class HDF5Storage:
                 )
                 raise IncompleteFileError(f"{self._path} is incomplete: {problems[0]}{more}")
 
-    def _take_down(self, *, killed: bool) -> None:
+    def _take_down(self) -> None:
         """Let go of everything that was started; nothing in here waits for the writer's goodwill."""
         client, self._client = self._client, None
         session, self._session = self._session, None
@@ -165,12 +161,16 @@ class HDF5Storage:
             self._finalizer.detach()
         if client is not None:
             client.close()
-        if killed and self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-        _end_process(self._process)
         if session is not None:
-            session.remove()
+            if self._supervisor is not None:
+                self._supervisor.stop(ask=session.state != State.CLOSED)
+            step("owner.writer_gone")
+            # What did not get into the file is in there, and nowhere else.
+            if session.state == State.CLOSED:
+                session.remove()
+                step("owner.session_removed")
             session.close()
+        await_recovery(self._recovery, self._config.close_timeout_s)
 
     # -- what the recording offers ---------------------------------------------------------------------------
 
@@ -197,6 +197,11 @@ class HDF5Storage:
     def writer_pid(self) -> int:
         """The writer process: for pinning, priorities and profilers."""
         return self._running().writer_pid
+
+    @property
+    def restarts(self) -> tuple[Restart, ...]:
+        """When and why the writer was replaced, the last thousand times."""
+        return self._supervisor.restarts if self._supervisor is not None else ()
 
     @property
     def config(self) -> StorageConfig:
@@ -261,106 +266,3 @@ class HDF5Storage:
 
     def __repr__(self) -> str:
         return f"<HDF5Storage {self._path or 'not started'}: {self.state}>"
-
-
-def _start_writer(session: Session, config: StorageConfig) -> tuple[subprocess.Popen[bytes], Path]:
-    """Start the writer process and wait until it has made the file."""
-    if not sys.executable:
-        raise BrokenError(
-            "this interpreter does not know its own executable: set sys.executable to start the writer"
-        )
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listener:
-        try:
-            listener.bind(os.fspath(session.control_path))
-        except OSError as error:
-            raise storage_error(error, "open the control socket", session.control_path) from None
-        listener.listen(64)
-        ready, ready_writer = os.pipe()
-        path = json.dumps([entry or str(Path.cwd()) for entry in sys.path])
-        with os.fdopen(ready, "rb") as answer:
-            try:
-                process = subprocess.Popen(
-                    [sys.executable, "-P", "-c", _BOOT, path],
-                    stdin=subprocess.PIPE,
-                    pass_fds=(listener.fileno(), ready_writer),
-                    start_new_session=True,  # a Ctrl-C in the owner's terminal is for the owner
-                )
-            finally:
-                os.close(ready_writer)
-            boot = {
-                "session": os.fspath(session.folder),
-                "config": config.to_dict(),
-                "application": f"shmstore {__version__}",
-                "owner_pid": os.getpid(),
-                "listener_fd": listener.fileno(),
-                "ready_fd": ready_writer,
-            }
-            try:
-                if process.stdin is not None:
-                    with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
-                        pipe.write(json.dumps(boot).encode())
-                reply = _await_answer(answer.fileno(), process)
-            except BaseException:
-                process.kill()
-                _end_process(process)
-                raise
-    if "error" in reply:
-        _end_process(process)
-        raise_error(**{{"error": "kind"}.get(key, key): value for key, value in reply.items()})
-    return process, Path(reply["path"])
-
-
-def _await_answer(fd: int, process: subprocess.Popen[bytes]) -> Message:
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    data = b""
-    while True:
-        if not poll.poll(_START_TIMEOUT_S * 1000):
-            raise BrokenError(f"the writer did not come up within {_START_TIMEOUT_S:.0f} s")
-        part = os.read(fd, 1 << 16)
-        if not part:
-            break
-        data += part
-    if not data:
-        code = process.wait(_EXIT_TIMEOUT_S)
-        raise BrokenError(
-            f"the writer ended with exit code {code} before it came up: see its message on standard error"
-        )
-    message: Message = json.loads(data)
-    return message
-
-
-def _watch_writer(process: subprocess.Popen[bytes], session: Session) -> None:
-    """Wait for the writer's exit; one that nobody asked for is latched, so that the next `put` raises it."""
-    code = process.wait()
-    with contextlib.suppress(ValueError):  # the session was closed meanwhile: the exit was asked for
-        if session.state < State.CLOSED:
-            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-            session.fail("BrokenError", f"the writer process {how}; what was committed before is in the file")
-
-
-def _finish_forgotten(process: subprocess.Popen[bytes], session: Session) -> None:
-    """End a recording that nobody closed: ask the writer to drain and finish, and clear up."""
-    if session.owner_pid != os.getpid():  # a child that was forked meanwhile leaves its parent's alone
-        return
-    if process.poll() is None:
-        process.terminate()
-    _end_process(process)
-    session.remove()
-
-
-def _end_process(process: subprocess.Popen[bytes] | None) -> None:
-    """Wait for the writer to exit; it has been told to. Kill it when it does not."""
-    if process is None or process.poll() is not None:
-        return
-    # Popen.wait() with a timeout looks every 50 ms; the kernel tells at once.
-    with contextlib.suppress(ProcessLookupError):  # the watching thread has seen it end already
-        exited = os.pidfd_open(process.pid)
-        try:
-            poll = select.poll()
-            poll.register(exited, select.POLLIN)
-            if not poll.poll(_EXIT_TIMEOUT_S * 1000):
-                process.kill()
-        finally:
-            os.close(exited)
-    process.wait()

@@ -6,23 +6,66 @@ is copied. What HDF5 must place itself (variable-length items) is gathered here 
 
 from __future__ import annotations
 
-import itertools
 import time
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from shmstore.buffers import Items
 from shmstore.dataset import Dataset
+from shmstore.errors import BrokenError
 from shmstore.layout import Stream
 from shmstore.pipeline import Chunk, CodecPipeline, Encode
+from shmstore.steps import step
 
 #: Items of a variable-length column gathered before HDF5 is asked to place them.
 _VARIABLE_ITEMS = 65536
 
 
+@dataclass(slots=True)
+class _Buffer:
+    """One of a stream's tail buffers.
+
+    Attributes
+    ----------
+    memory : ndarray
+        Room for a chunk, in shared memory.
+    chunk : int
+        Number of the chunk whose items it holds; -1: none that matters.
+    ticket : int
+        Chunks that must be written before a commit can cover all the rows in it.
+    """
+
+    memory: Chunk
+    chunk: int = -1
+    ticket: int = 0
+
+
+class Standing(NamedTuple):
+    """Where a stream stands at a commit; what it takes to go on from there.
+
+    Attributes
+    ----------
+    items : int
+        Its items so far.
+    buffer : int
+        Which of its tail buffers holds those of the chunk that is not full; -1: there are none.
+    published : bool
+        Whether that chunk stands in the file as it is, to be overwritten in place.
+    """
+
+    items: int
+    buffer: int = -1
+    published: bool = False
+
+
 class ChunkAssembler:
     """Puts the chunks of one stream together.
+
+    A buffer is used again only when a commit covers all that is in it: until then a writer that replaces this
+    one would have to go on from there.
 
     Parameters
     ----------
@@ -31,51 +74,100 @@ class ChunkAssembler:
     stream
         What they hold.
     buffers
-        The stream's two tail buffers, each of one chunk.
+        The stream's tail buffers, of one chunk each.
     pipeline
         Takes whole chunks.
     encode
         The stream's encoder; ``None`` leaves chunks to the filters that HDF5 itself runs, if there are any.
-
-    Attributes
-    ----------
-    total : int
-        Items taken in.
+    commit
+        Has everything that is written committed; called when no buffer is free.
+    standing
+        Where to go on; by default at the beginning.
     """
 
     def __init__(
         self,
         dataset: Dataset,
         stream: Stream,
-        buffers: tuple[Chunk, Chunk],
+        buffers: Sequence[Chunk],
         pipeline: CodecPipeline,
         encode: Encode | None,
+        commit: Callable[[], None],
+        standing: Standing | None = None,
     ) -> None:
         self.dataset = dataset
         self._stream = stream
         self._pipeline = pipeline
         self._encode = encode
+        self._make_room = commit
         self._item_bytes = stream.item_bytes
         self._chunk_items = dataset.chunk_items
-        self._buffers = itertools.cycle([list(pair) for pair in zip(buffers, (0, 0), strict=True)])
-        # The buffer, and the ticket of the chunk last taken from it.
-        self._tail: list[Any] = next(self._buffers)
+        self._buffers = [_Buffer(memory) for memory in buffers]
+        self._current = 0
+        self._last_full: _Buffer | None = None
         self._filled = 0
         self._chunk = 0
+        self._committed = 0
+        self._begin = 0
+        #: Whether commits cover the stream; false while it is filled up with what came before it.
+        self.guarded = True
         self._tail_since = 0.0
         self._published_items = 0
         self._published_chunk = -1
-        if stream.lead:
+        if standing is not None:
+            self._go_on(standing)
+        elif stream.lead:
             self.append(np.zeros((stream.lead, *stream.item_shape), stream.numpy_dtype))
+
+    def _go_on(self, standing: Standing) -> None:
+        self._chunk, self._filled = divmod(standing.items, self._chunk_items)
+        self._committed = standing.items
+        if self._filled:
+            self._current = standing.buffer
+            self._buffers[self._current].chunk = self._chunk
+            self._tail_since = time.monotonic()
+        # In a file that was made anew unfinished chunks are missing.
+        if standing.published and self.dataset.known_items > self._chunk * self._chunk_items:
+            self._published_chunk = self._chunk
 
     @property
     def total(self) -> int:
         """Items taken in."""
         return self._chunk * self._chunk_items + self._filled
 
+    def standing(self, items: int) -> Standing | None:
+        """Return where the stream stood when it had so many items, not fewer than at the last commit.
+
+        ``None``: it did not exist yet, and all of them are the fill value.
+        """
+        if items < self._begin:
+            return None
+        chunk, rest = divmod(items, self._chunk_items)
+        if not rest:
+            return Standing(items)
+        for number, buffer in enumerate(self._buffers):
+            if buffer.chunk == chunk:
+                return Standing(items, number, self._published_chunk == chunk)
+        raise BrokenError(f"{self.dataset.path}: item {items} is in none of its buffers")
+
+    def tail(self, standing: Standing) -> Chunk:
+        """Return the bytes of the chunk that is not full at a standing; a view over its buffer."""
+        if standing.buffer < 0:
+            return self._buffers[0].memory[:0]
+        size = standing.items % self._chunk_items * self._item_bytes
+        return self._buffers[standing.buffer].memory[:size]
+
+    def committed(self, items: int) -> None:
+        """A commit covers so many items: buffers of whole chunks among them are free."""
+        self._committed = items
+
     def append(self, items: Items) -> None:
         """Take items in; whole chunks among them are borrowed by the pipeline, the rest is copied."""
         count = len(items)
+        if self._last_full is not None:
+            # The rows before this batch are covered once all is written that was submitted for them.
+            self._last_full.ticket = self._pipeline.submitted
+            self._last_full = None
         data = np.frombuffer(items, np.uint8) if count and items.nbytes else np.empty(0, np.uint8)
         size, chunk_items = self._item_bytes, self._chunk_items
         start = min(count, chunk_items - self._filled) if self._filled else 0
@@ -93,22 +185,46 @@ class ChunkAssembler:
         Whole chunks of them are never written.
         """
         self._chunk = items // self._chunk_items
+        self._begin = items
+        self._committed = self._chunk * self._chunk_items
         rest = items % self._chunk_items
         if rest:
             self.append(np.ones((rest, *self._stream.item_shape), self._stream.numpy_dtype))
 
     def _copy_to_tail(self, data: Chunk, count: int) -> None:
-        buffer, ticket = self._tail
         if not self._filled:
-            self._pipeline.wait_for(ticket)  # the chunk that was last taken from this buffer
-            self._tail_since = time.monotonic()
+            self._take_buffer()
+        buffer = self._buffers[self._current]
         start = self._filled * self._item_bytes
-        buffer[start : start + data.nbytes] = data
+        buffer.memory[start : start + data.nbytes] = data
         self._filled += count
         if self._filled == self._chunk_items:
-            self._submit(buffer)
-            self._tail[1] = self._pipeline.submitted
-            self._tail = next(self._buffers)
+            buffer.ticket = self._pipeline.submitted + 1
+            self._last_full = buffer
+            self._submit(buffer.memory)
+
+    def _take_buffer(self) -> None:
+        """Begin a chunk in a buffer that no commit needs any more."""
+        if self._free() is None:
+            oldest = min(self._buffers, key=lambda buffer: buffer.chunk)
+            self._pipeline.wait_for(oldest.ticket)
+            if self.guarded:
+                self._make_room()
+        free = self._free()
+        if free is None:
+            raise BrokenError(f"{self.dataset.path}: a commit left none of its buffers free")
+        self._current = free
+        self._buffers[free].chunk = self._chunk
+        self._tail_since = time.monotonic()
+
+    def _free(self) -> int | None:
+        covered = self._committed // self._chunk_items
+        for number, buffer in enumerate(self._buffers):
+            if buffer.chunk < covered:
+                return number
+            if not self.guarded and buffer.chunk < self._chunk and buffer.ticket <= self._pipeline.written:
+                return number
+        return None
 
     def _submit(self, chunk: Chunk, items: int | None = None) -> None:
         # A chunk that was published as it is keeps its place in the file: compressing it now would leave that
@@ -133,19 +249,19 @@ class ChunkAssembler:
         ):
             return
         self._pipeline.drain()  # the extent set here must not reach over a chunk still under way
-        buffer = self._tail[0]
+        buffer = self._buffers[self._current].memory
         buffer[self._filled * self._item_bytes :] = 0
-        if self._published_chunk != self._chunk:
+        with self.dataset.lock:
             # HDF5 wants a chunk's first item within the extent before it takes the chunk.
             self.dataset.grow(self.total)
-        self.dataset.write_chunk(self._chunk, buffer, self.dataset.skip_mask)
-        self.dataset.grow(self.total)
+            self.dataset.write_chunk(self._chunk, buffer, self.dataset.skip_mask)
+            step("writer.tail_published")
         self._published_chunk, self._published_items = self._chunk, self.total
 
     def finish(self) -> None:
         """Hand the last, partial chunk to the pipeline, filled up with zeros; nothing may come after."""
         if self._filled and self.total > self._published_items:
-            buffer = self._tail[0]
+            buffer = self._buffers[self._current].memory
             buffer[self._filled * self._item_bytes :] = 0
             self._submit(buffer, self._filled)
         self._pipeline.drain()
@@ -158,13 +274,26 @@ class VariableAssembler:
     ----------
     dataset
         Where they go.
+    items
+        Items that it has already.
     """
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, items: int = 0) -> None:
         self.dataset = dataset
-        self.total = 0
+        self.total = items
         self._gathered: list[Items] = []
-        self._written = 0
+        self._written = items
+
+    def standing(self, items: int) -> Standing | None:
+        """Return where the stream stood when it had so many items."""
+        return Standing(items)
+
+    def tail(self, standing: Standing) -> Chunk:
+        """Return nothing: what is committed of it is in the file and in the journal."""
+        return np.empty(0, np.uint8)
+
+    def committed(self, items: int) -> None:
+        """A commit covers so many items."""
 
     def append(self, items: Items) -> None:
         """Take items in: an object array, kept until the next :meth:`publish`."""
@@ -178,7 +307,8 @@ class VariableAssembler:
         if self._written == self.total:
             return
         items = np.concatenate(self._gathered)
-        self.dataset.grow(self.total)
-        self.dataset.write_variable(self._written, items)
+        with self.dataset.lock:
+            self.dataset.grow(self.total)
+            self.dataset.write_variable(self._written, items)
         self._gathered.clear()
         self._written = self.total

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from shmstore.disk import DiskFile, flat
 from shmstore.errors import IncompleteFileError, storage_error
 from shmstore.signature import SIGNATURE_BYTES, crc32, sign, signed_version
+from shmstore.steps import step
 
 _MAGIC = b"SHMTAILS"
 _VERSION = (1, 0)
@@ -76,6 +77,7 @@ class TailFile:
                 self._files[number] = self._open(self.path(number))
             # Not cut to its length: the space is needed again, and the reader minds the lengths.
             self._files[number].write([head, checkpoint, *parts], 0)
+            step("writer.tail_file_written")
             self._files[number].sync()
         except OSError as error:
             raise storage_error(error, "write a tail file", self.path(number)) from None

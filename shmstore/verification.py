@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,6 +27,7 @@ from shmstore.physical import physical_type
 from shmstore.reader import Recording
 from shmstore.recorded import Instrument
 from shmstore.schema import to_dict
+from shmstore.signature import crc32
 
 __all__ = ["InstrumentVerdict", "VerifyReport", "verify"]
 
@@ -372,7 +372,7 @@ class _Verification:
                         "from a copy"
                     )
                 _, payload = dataset.id.read_direct_chunk(chunk.offset)
-                found = zlib.crc32(payload)
+                found = crc32(payload)
                 if cursor.wanted is not None and found != cursor.wanted[cursor.next]:
                     raise IncompleteFileError(
                         f"has the checksum {found:08x} where {cursor.wanted[cursor.next]:08x} was recorded: "
@@ -537,15 +537,18 @@ def _chunks_of(dataset: h5py.Dataset) -> list[_Chunk]:
 
 
 def _wanted(checksums: h5py.Dataset, chunks: list[_Chunk]) -> list[int]:
-    """Return the checksum of each stored chunk, in order."""
+    """Return the checksum of each stored chunk, in order; they stand at the chunks' numbers."""
     if checksums.ndim != 1 or checksums.dtype != np.uint32:
         raise IncompleteFileError("its checksums are damaged: restore it from a copy")
-    if len(checksums) != len(chunks):
+    values = checksums[:]
+    numbers = [chunk.number for chunk in chunks]
+    recorded = np.flatnonzero(values)
+    if not set(recorded.tolist()) <= set(numbers) or (numbers and numbers[-1] >= len(values)):
         raise IncompleteFileError(
-            f"has {len(chunks)} chunks where {len(checksums)} were recorded: restore it from a copy"
+            f"has {len(chunks)} chunks where {len(recorded)} were recorded: restore it from a copy"
         )
-    values: list[int] = checksums[:].tolist()
-    return values
+    wanted: list[int] = values[numbers].tolist()
+    return wanted
 
 
 def _stored(file: h5py.File, instrument: Instrument, layout: Layout, column: Column) -> StoredColumn:

@@ -1,13 +1,16 @@
 """The writer: one thread that takes slots from rings, has them assembled, and commits them.
 
-The loop takes a fair share from each ring, writes what the codec threads have ready, and commits on a budget
-of bytes and milliseconds: one file flush for all columns, after which the ring space is given back. In
-between it answers control requests. Nothing in it waits for a producer, and every wait has an end.
+The loop takes a fair share from each ring and commits on a budget of bytes and milliseconds: one file flush
+for all columns, carried out beside it by the pipeline's file thread, then the checkpoint into the ledger, and
+then the ring space is given back. In between it answers control requests. Nothing in it waits for a producer,
+and every wait has an end.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import errno
 import json
 import logging
 import os
@@ -16,25 +19,32 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from shmstore.accounting import Account, imbalances
-from shmstore.batch import read_ipc, read_stream
+from shmstore.accounting import Account, SourceStanding, imbalances
+from shmstore.batch import read_ipc, read_stream, slot_stream
+from shmstore.checkpoint import Checkpoint, durable_checkpoint
+from shmstore.chronicle import Chronicle
 from shmstore.config import StorageConfig
 from shmstore.control import Message, error_reply
-from shmstore.dataset import RecordingFile
-from shmstore.errors import BrokenError, InvalidValueError, ShmStoreError
-from shmstore.instruments import Follows, Instrument, Instruments
+from shmstore.dataset import RecordingFile, recovery_folder
+from shmstore.errors import BrokenError, InvalidValueError, ShmStoreError, storage_error
+from shmstore.instruments import Follows, Instrument, Instruments, decoded_schema
+from shmstore.ledger import Ledger
 from shmstore.physical import retyped
-from shmstore.pipeline import CodecPipeline
+from shmstore.pipeline import Chunk, CodecPipeline, Commit
 from shmstore.quarantine import Quarantine
 from shmstore.ring import Kind, Slot
 from shmstore.service import ControlService, Peer
 from shmstore.session import Session, State
 from shmstore.source import Source
 from shmstore.stats import InstrumentStats, StorageStats
+from shmstore.steps import step
+from shmstore.tailfile import TailFile
+from shmstore.tails import Tails
 
 log = logging.getLogger("shmstore.writer")
 
@@ -42,8 +52,37 @@ log = logging.getLogger("shmstore.writer")
 _ROUND_SLOTS, _ROUND_BYTES = 64, 8 * 2**20
 #: Unencoded bytes under way for each codec thread: enough that none runs dry while the file is written.
 _WINDOW_BYTES_PER_THREAD = 8 * 2**20
+#: A ring is pressed when more than this share of it is in use; then it gets space in portions of that share.
+_PRESSED_SHARE, _PORTION_SHARE = 4, 8
+#: Where an instrument stands of which nothing was committed.
+_NOTHING: Message = {"counts": {}, "bytes_in": 0, "streams": []}
 _LONGEST_SLEEP_S = 0.5
 _HOUSEKEEPING_S = 1.0
+#: Time between two looks at the disk's free space.
+_DISK_LOOK_S = 0.1
+#: After so many deaths in a row at the same slot it is the slot that is to blame.
+_DEATHS_TO_BLAME = 3
+#: So many slots are taken with care after a death.
+_CAREFUL_SLOTS = 256
+
+
+class Suspect(NamedTuple):
+    """The slot that a writer was at when it died.
+
+    Attributes
+    ----------
+    deaths : int
+        How many writers died in a row, with nothing committed in between.
+    ring, sequence : int
+        The slot that the last one was at; -1 if it was at none.
+    deaths_at_it : int
+        How many of them in a row were at that slot.
+    """
+
+    deaths: int
+    ring: int = -1
+    sequence: int = -1
+    deaths_at_it: int = 0
 
 
 class Writer:
@@ -61,6 +100,10 @@ class Writer:
         The control socket, listening.
     owner_fd
         A pidfd of the owner; when it becomes readable, the owner has died.
+    ledger
+        Keeps what the last commit covers, in shared memory.
+    recording
+        The recording, if that is another file whose place this one will take.
     """
 
     def __init__(
@@ -70,15 +113,19 @@ class Writer:
         file: RecordingFile,
         listener: socket.socket,
         owner_fd: int,
+        ledger: Ledger,
+        recording: Path | None = None,
     ) -> None:
         self._session = session
         self._config = config
         self._file = file
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         threads = config.codec_thread_count
-        self._pipeline = CodecPipeline(threads, threads * _WINDOW_BYTES_PER_THREAD, self._wake)
-        self._instruments = Instruments(file, self._pipeline, config, session)
-        self._quarantine = Quarantine(file.path)
+        self._pipeline = CodecPipeline(threads, threads * _WINDOW_BYTES_PER_THREAD, self._wake, session.beat)
+        self._instruments = Instruments(file, self._pipeline, config, session, self._commit_now)
+        self._ledger = ledger
+        self._tail_file = TailFile(recovery_folder(file.path))
+        self._quarantine = Quarantine(recording or file.path)
         self._sources: dict[int, Source] = {}
         self._accounts: list[Account] = []
         self._selector = selectors.DefaultSelector()
@@ -88,13 +135,105 @@ class Writer:
         self._sync_pool = ThreadPoolExecutor(1, thread_name_prefix="shmstore-sync")
         self._sync: Future[None] | None = None
         self._flush_waiters: list[Peer] = []
+        self._stalled: list[Peer] = []
         self._uncommitted = 0
+        self._checkpoint = Checkpoint(0, {}, {}).pack()
+        self._ledgers = 1
+        self._commit: Commit | None = None
+        self._committed_bytes = 0
         self._last_commit = self._last_publish = self._last_housekeeping = time.monotonic()
         self._commits = self._flushes = 0
         self._last_flush: float | None = None
         self._problems: list[str] = []
+        self._suspect: Suspect | None = None
+        self._careful_slots = 0
+        self._short_of_space_since: float | None = None
+        self._looked_at_disk = 0.0
         self._ending = ""
         self.owner_gone = False
+
+    def resume(
+        self,
+        chronicle: Chronicle,
+        checkpoint: Checkpoint,
+        suspect: Suspect | None = None,
+        ending: str = "",
+    ) -> None:
+        """Take up what another writer of the recording had, as of its last commit.
+
+        Parameters
+        ----------
+        chronicle
+            What the journal tells.
+        checkpoint
+            The last commit.
+        suspect
+            What the writer before was at when it died.
+        ending
+            ``"close"`` or ``"abort"``, if the recording was to end.
+        """
+        self._checkpoint = checkpoint.pack()
+        self._suspect, self._ending = suspect, ending
+        self._remove_uncommitted(checkpoint)
+        self._careful_slots = _CAREFUL_SLOTS
+        self._accounts += chronicle.accounts
+        self._problems += chronicle.problems
+        by_link = {}
+        tails = self._resume_tails(chronicle, checkpoint)
+        for told in chronicle.instruments.values():
+            instrument = self._instruments.restore(
+                told.instrument_id, told.link, told.options, told.continues
+            )
+            by_link[told.link] = instrument
+            if told.schema:
+                own = [found for link, found in tails if link == told.link]
+                standing = checkpoint.instruments.get(told.link, _NOTHING)
+                instrument.resume(told.schema, told.history, standing, own)
+        for number, instrument_id in chronicle.rings.items():
+            taken = checkpoint.sources.get(number)
+            if not self._session.ring_path(number).exists():
+                # Its producer came to nothing; or a power cut took the ring.
+                self._accounts.append(Account.of(instrument_id, number, taken or SourceStanding()))
+                continue
+            source = Source(self._session, number, instrument_id, taken)
+            for (ring, schema_id), (link, image) in chronicle.declared.items():
+                if ring == number:
+                    source.follows[schema_id] = by_link[link].follows(image)
+            self._add_source(source)
+
+    def _remove_uncommitted(self, checkpoint: Checkpoint) -> None:
+        """Remove datasets that no commit covers: a mask of rows that went elsewhere would hide others."""
+        used = {number for standing in checkpoint.instruments.values() for number, *_ in standing["streams"]}
+        left = [
+            dataset.path
+            for dataset in self._file.datasets
+            if dataset is not None and dataset.number not in used
+        ]
+        if left:
+            with self._file.structure():
+                for path in left:
+                    self._file.remove(path)
+
+    def _resume_tails(
+        self, chronicle: Chronicle, checkpoint: Checkpoint
+    ) -> list[tuple[str, tuple[Tails, list[int]]]]:
+        """Return the tails that are still of use, each with its instrument's link; remove the others."""
+        used = {number for standing in checkpoint.instruments.values() for number, *_ in standing["streams"]}
+        kept = []
+        for told in chronicle.tails:
+            path = self._session.tails_path_of(told.name)
+            self._instruments.tails_exist(path)
+            links = {
+                dataset.path.partition("/")[0]
+                for number in told.datasets
+                if number in used and (dataset := chronicle.datasets[number]).path is not None
+            }
+            if links:
+                tails = Tails.attach(path, told.sizes, told.buffers, private=self._session.private)
+                kept.append((links.pop(), (tails, told.datasets)))
+            else:
+                path.unlink(missing_ok=True)
+        return kept
 
     # -- the loop --------------------------------------------------------------------------------------------
 
@@ -105,11 +244,12 @@ class Writer:
         return self._finish(self._ending)
 
     def _turn(self) -> None:
-        took = self._take_round()
-        self._pipeline.write_ready()
+        self._session.beat()
         now = time.monotonic()
-        if self._commit_is_due(now):
-            self._commit()
+        took = self._take_round() if self._has_space(now) else 0
+        self._pipeline.check()
+        now = time.monotonic()
+        self._commit_in_passing(now)
         interval = self._config.auto_flush_interval_secs
         if interval and now - self._last_publish >= interval:
             self._publish(older_than_s=interval)
@@ -136,7 +276,7 @@ class Writer:
             taken += self._take_from(source, _ROUND_SLOTS, _ROUND_BYTES)
             # Many full rings are more than one commit's worth, and what they hold is memory until then.
             if self._uncommitted >= self._config.commit_bytes:
-                self._commit()
+                self._commit_in_passing(time.monotonic())
         return taken
 
     def _take_from(self, source: Source, slots: int, size: int) -> int:
@@ -152,7 +292,15 @@ class Writer:
             taken += 1
             size -= len(slot.body)
             self._uncommitted += len(slot.body)
-            self._record(source, slot)
+            self._session.taking = source.number, slot.sequence
+            self._session.beat()  # draining a large ring is one turn
+            step("writer.slot_taken")
+            if self._suspect is None:
+                self._record(source, slot)
+            else:
+                self._record_with_care(source, slot, self._suspect)
+            step("writer.distributed")
+        self._session.taking = None
         return taken
 
     def _record(self, source: Source, slot: Slot) -> None:
@@ -172,15 +320,54 @@ class Writer:
             return
         source.hold(slot, ticket)
 
-    def _keep_aside(self, source: Source, slot: Slot, reason: ShmStoreError) -> None:
-        """Put a batch that the file cannot take into quarantine, and say so."""
+    def _record_with_care(self, source: Source, slot: Slot, suspect: Suspect) -> None:
+        """Record a slot after a death, so that the next one tells which is to blame; keep that one aside.
+
+        After two deaths in a row every slot is committed before the next is taken, for as many slots as a
+        writer may have had on its way.
+        """
+        is_it = (source.number, slot.sequence) == (suspect.ring, suspect.sequence)
+        if is_it and suspect.deaths_at_it >= _DEATHS_TO_BLAME:
+            follows = source.follows.get(slot.schema_id)
+            error = BrokenError(f"{suspect.deaths_at_it} writers died over it")
+            self._keep_aside(source, slot, error, image=None if follows is None else follows.image)
+            source.hold(slot, None)
+        else:
+            self._record(source, slot)
+        if suspect.deaths > 1:
+            for instrument in self._instruments:
+                instrument.assembly.settle()
+            self._pipeline.drain()
+            self._commit_now()
+        self._careful_slots -= 1
+        if not self._careful_slots:
+            self._suspect = None
+
+    def _keep_aside(
+        self, source: Source, slot: Slot, reason: ShmStoreError, image: bytes | None = None
+    ) -> None:
+        """Put a batch that the file cannot take into quarantine, and say so.
+
+        Parameters
+        ----------
+        source, slot, reason
+            Which batch, and why.
+        image
+            Its schema, serialized, if the batch must not be looked at: it is kept as it is then.
+        """
         follows = source.follows.get(slot.schema_id)
+        known = source.instrument_id, source.number, slot.sequence
         path = None
-        if follows is not None and slot.kind != Kind.PLAIN:
+        if image is not None and slot.kind != Kind.PLAIN:
+            streams = slot.kind == Kind.STREAM
+            parts = slot_stream(slot.body, slot.skip, image, streams=streams)
+            path = self._quarantine.keep_stream(*known, parts)
+        elif follows is not None and slot.kind != Kind.PLAIN:
             with contextlib.suppress(BrokenError):
                 batch = retyped(_batch_of(slot, follows), follows.schema)
-                path = self._quarantine.keep(source.instrument_id, batch)
-        path = path or self._quarantine.keep_bytes(source.instrument_id, slot.body)
+                path = self._quarantine.keep(*known, batch)
+        path = path or self._quarantine.keep_bytes(*known, slot.body)
+        step("writer.quarantined")
         self._problem(
             f"{slot.rows} rows of {source.instrument_id!r} are in {path}, not in the file: {reason}"
         )
@@ -194,9 +381,54 @@ class Writer:
 
     def _problem(self, text: str) -> None:
         log.error(text)
-        self._problems.append(text)
+        if text not in self._problems:  # a batch may be kept aside again by who goes on
+            self._problems.append(text)
+            self._file.note("problem", {"text": text})
+
+    def _has_space(self, now: float) -> bool:
+        """Whether the disk has room for what would be taken; else the rings keep it, as long as they can.
+
+        Raises
+        ------
+        StorageError
+            It has had none for ``disk_patience_s``.
+        """
+        if now - self._looked_at_disk < _DISK_LOOK_S:
+            return self._short_of_space_since is None
+        self._looked_at_disk = now
+        free = self._file.free_bytes
+        if free >= self._config.disk_reserve_bytes:
+            if self._short_of_space_since is not None:
+                log.warning("there is space for %s again: recording goes on", self._file.path)
+            self._short_of_space_since = None
+            waiting, self._stalled = self._stalled, []
+            for peer in waiting:
+                self._flush(peer)
+            return True
+        if self._short_of_space_since is None:
+            self._short_of_space_since = now
+            log.warning(
+                "%s has %d bytes left on its disk, disk_reserve_bytes are %d: what comes stays in the rings "
+                "until there is space",
+                self._file.path,
+                free,
+                self._config.disk_reserve_bytes,
+            )
+        patience_s = self._config.disk_patience_s
+        if patience_s is not None and now - self._short_of_space_since > patience_s:
+            raise storage_error(
+                OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "write the recording", self._file.path
+            )
+        return False
 
     # -- commit and flush ------------------------------------------------------------------------------------
+
+    def _commit_in_passing(self, now: float) -> None:
+        """Finish the commit under way, if it is done, and begin the next, if it is due; waits for neither."""
+        if self._commit is not None and self._commit.done:
+            self._end_commit(self._commit)
+        if self._commit is None and self._commit_is_due(now):
+            self._begin_commit()
 
     def _commit_is_due(self, now: float) -> bool:
         if not self._uncommitted:
@@ -206,20 +438,87 @@ class Writer:
             or now - self._last_commit >= self._config.commit_interval_ms / 1000
         ):
             return True
-        return any(source.ring.used > source.ring.capacity // 4 for source in self._sources.values())
+        wanted = self._wanted_bytes()
+        if wanted is None:
+            return False
+        if self._pipeline.written_bytes >= wanted or not self._pipeline.busy:
+            return True
+        self._pipeline.wake_when(wanted)
+        return False
 
-    def _commit(self) -> None:
-        """Publish what is assembled and give its ring space back."""
+    def _wanted_bytes(self) -> int | None:
+        """Return how many bytes should be written before a ring that fills up gets space; ``None``: no such.
+
+        Space comes in portions: each costs a commit, and a producer that waits goes on with any.
+        """
+        pressed = [
+            source.ring.capacity
+            for source in self._sources.values()
+            if source.ring.used > source.ring.capacity // _PRESSED_SHARE
+        ]
+        return self._committed_bytes + min(pressed) // _PORTION_SHARE if pressed else None
+
+    def _commit_now(self) -> None:
+        """Publish all that is written, and give its ring space back."""
+        if self._commit is not None:
+            self._pipeline.finish(self._commit)
+            self._end_commit(self._commit)
+        commit = self._begin_commit()
+        self._pipeline.finish(commit)
+        self._end_commit(commit)
+
+    def _begin_commit(self) -> Commit:
         for instrument in self._instruments:
             self._settle_if_crowded(instrument)
             instrument.assembly.publish_variable()
-        self._file.flush()
-        written = self._pipeline.written
+            instrument.assembly.ripen()
         for source in self._sources.values():
-            self._uncommitted -= source.release(written)
-        self._uncommitted = max(0, self._uncommitted) if self._pipeline.busy else 0
+            source.ripen()
+        step("writer.commit_begun")
+        self._commit = self._pipeline.commit(self._file.flush)
         self._last_commit = time.monotonic()
+        return self._commit
+
+    def _end_commit(self, commit: Commit) -> None:
+        """Write down what was published, and give its ring space back."""
+        self._commit = None
+        for instrument in self._instruments:
+            instrument.assembly.cut(commit.written)
+        before = sum(source.account.committed_slots for source in self._sources.values())
+        for source in self._sources.values():
+            source.cover(commit.written)
+        progressed = before < sum(source.account.committed_slots for source in self._sources.values())
+        self._checkpoint = Checkpoint(
+            commit.position,
+            {number: source.standing for number, source in self._sources.items()},
+            {instrument.assembly.link: instrument.assembly.standing() for instrument in self._instruments},
+        ).pack()
+        step("writer.file_flushed")
+        if self._config.recoverable:
+            self._keep(self._checkpoint)
+            step("writer.ledger_stored")
+        for instrument in self._instruments:
+            instrument.assembly.committed()
+        for source in self._sources.values():
+            self._uncommitted -= source.release()
+        step("writer.released")
+        self._uncommitted = max(0, self._uncommitted) if self._pipeline.busy else 0
+        self._committed_bytes = self._pipeline.written_bytes
         self._commits += 1
+        if progressed:
+            self._session.commits += 1
+
+    def _keep(self, checkpoint: bytes) -> None:
+        """Put a checkpoint into the ledger: from here on the commit counts."""
+        if len(checkpoint) > self._ledger.capacity:
+            larger = Ledger.create(self._session.ledger_path(self._ledgers + 1), 2 * len(checkpoint))
+            larger.store(checkpoint)
+            self._ledger.unlink()
+            self._ledger.close()
+            self._ledger = larger
+            self._ledgers += 1
+        else:
+            self._ledger.store(checkpoint)
 
     def _settle_if_crowded(self, instrument: Instrument) -> None:
         if instrument.assembly.waiting_since is not None and any(
@@ -237,14 +536,36 @@ class Writer:
             if since is not None and since <= horizon:
                 instrument.assembly.settle()
             instrument.assembly.publish_tails(older_than_s)
-        self._commit()
+        step("writer.tails_published")
+        self._commit_now()
         if self._sync is None:
-            self._sync = self._sync_pool.submit(self._file.sync)
+            self._sync = self._sync_pool.submit(self._make_durable, self._checkpoint, self._tails())
             self._sync.add_done_callback(lambda _: self._wake())
         self._last_publish = time.monotonic()
 
+    def _tails(self) -> list[tuple[int, Chunk]]:
+        """Return what the last commit covers of unfinished chunks, by the number of their dataset."""
+        # Copied: what comes next is written into the same buffers.
+        return [
+            (number, tail.copy())
+            for instrument in self._instruments
+            for number, tail in instrument.assembly.tails()
+        ]
+
+    def _make_durable(self, checkpoint: bytes, tails: list[tuple[int, Chunk]]) -> None:
+        """Bring what a commit covers to the disk, so that a power cut cannot take it; on a thread beside."""
+        self._file.sync()
+        if not self._config.recoverable:
+            return
+        self._tail_file.save(
+            durable_checkpoint(checkpoint, [number for number, _ in tails]), [tail for _, tail in tails]
+        )
+
     def _flush(self, peer: Peer) -> None:
         """Bring everything sealed by now into the file; the peer is answered when the disk has it."""
+        if self._short_of_space_since is not None:
+            self._stalled.append(peer)
+            return
         self._drain()
         for instrument in self._instruments:
             instrument.assembly.settle()
@@ -258,9 +579,11 @@ class Writer:
     def _drain(self) -> None:
         for source in list(self._sources.values()):
             target = source.ring.sealed_slots
-            while source.account.taken_slots < target and self._take_from(source, _ROUND_SLOTS, _ROUND_BYTES):
-                if self._commit_is_due(time.monotonic()):
-                    self._commit()
+            # A producer that was killed may have sealed one more than it could count.
+            while (
+                source.account.taken_slots < target or (source.ended and source.ring.has_sealed())
+            ) and self._take_from(source, _ROUND_SLOTS, _ROUND_BYTES):
+                self._commit_in_passing(time.monotonic())
 
     def _answer_flushes(self) -> None:
         if self._sync is None or not self._sync.done():
@@ -272,6 +595,7 @@ class Writer:
         self._sync = None
         self._flushes += 1
         self._last_flush = time.time()
+        step("writer.flushed")
         waiters, self._flush_waiters = self._flush_waiters, []
         for peer in waiters:
             self._service.reply(peer, {"last_flush": self._last_flush})
@@ -284,13 +608,17 @@ class Writer:
                 self._detach(source)
 
     def _detach(self, source: Source) -> None:
-        self._accounts.append(source.settle_account())
+        account = source.settle_account()
+        self._file.note("detach", {"ring": source.number, "account": dataclasses.asdict(account)})
+        step("writer.detach_noted")
+        self._accounts.append(account)
         self._instruments[source.instrument_id].high_water = max(
             self._instruments[source.instrument_id].high_water, source.ring.high_water
         )
         self._selector.unregister(source.queue)
         del self._sources[source.number]
         source.close()
+        step("writer.detached")
 
     # -- control ---------------------------------------------------------------------------------------------
 
@@ -305,6 +633,26 @@ class Writer:
         self.owner_gone = True
         self._ending = "close"
 
+    def recover(self) -> Message:
+        """Take in what is left in the rings, finish the file, and return the closing report."""
+        try:
+            return self._finish("close")
+        finally:
+            self.close()
+
+    def note_problem(self, text: str) -> None:
+        """Have the file say that something is wrong with it."""
+        self._problem(text)
+
+    def quarantine_beside(self, recording: Path) -> None:
+        """Keep what the file cannot take beside the recording whose place the file will take."""
+        self._quarantine = Quarantine(recording)
+
+    def close(self) -> None:
+        """Let go of what a writer process would let go of by its end."""
+        self._selector.close()
+        os.close(self._wake_fd)
+
     def stop(self) -> None:
         """End the recording as if the owner had closed it; for signal handlers."""
         self._ending = "close"
@@ -317,6 +665,9 @@ class Writer:
             self._ending = operation
             self._flush_waiters.append(peer)
             return
+        if operation == "flush":  # what it fails with is not the peer's to hear, unless there is no hope
+            self._flush(peer)
+            return
         operations: dict[str, Callable[..., Message | None]] = {
             "attach": self._attach,
             "declare": self._declare,
@@ -327,13 +678,12 @@ class Writer:
         }
         serve = operations.get(operation)
         try:
-            if operation == "flush":
-                self._flush(peer)
-                return
             if serve is None:
                 raise BrokenError(f"the writer knows no request {operation!r}: its version is another")
             self._service.reply(peer, serve(**arguments) or {})
         except (TypeError, KeyError, ValueError, ShmStoreError) as error:
+            if self._file.failed:  # whoever follows goes on from what is on the disk, and answers
+                raise
             self._service.reply(peer, error_reply(error))
 
     def _describe(self) -> Message:
@@ -343,14 +693,23 @@ class Writer:
         """Take a ring in; its instrument's group is made if it is new."""
         alone = all(source.instrument_id != instrument for source in self._sources.values())
         self._instruments.ensure(instrument, options, alone=alone)
-        source = Source(self._session, ring, instrument)
-        self._sources[ring] = source
+        step("writer.instrument_made")
+        if ring in self._sources:  # the request was sent again after the writer before had served it
+            return
+        self._add_source(Source(self._session, ring, instrument))
+        step("writer.ring_taken")
+        self._file.note("attach", {"ring": ring, "instrument": instrument})
+        step("writer.ring_noted")
+
+    def _add_source(self, source: Source) -> None:
+        self._sources[source.number] = source
         self._selector.register(source.queue, selectors.EVENT_READ, lambda: self._hear_bell(source))
 
     def _withdraw(self, ring: int) -> None:
         """Let go of a ring whose producer came to nothing."""
         source = self._sources.get(ring)
         if source is not None and not source.ring.sealed_slots:
+            self._file.note("withdraw", {"ring": ring})
             del self._sources[ring]
             self._selector.unregister(source.queue)
             source.close()
@@ -368,15 +727,24 @@ class Writer:
         source = self._sources.get(ring)
         if source is None:
             raise BrokenError(f"ring {ring} is not attached to this recording")
+        image = decoded_schema(source.instrument_id, schema)
+        for number, known in source.follows.items():
+            if known.image == image:
+                return {"schema_id": number}
         number = len(source.follows)
-        source.follows[number] = self._instruments.declare(source.instrument_id, schema)
+        follows = source.follows[number] = self._instruments.declare(source.instrument_id, image)
+        link = follows.instrument.assembly.link
+        step("writer.schema_made")
+        self._file.note("declare", {"ring": ring, "number": number, "link": link}, image)
+        step("writer.schema_noted")
         return {"schema_id": number}
 
     def _set_metadata(self, instrument: str | None, key: str, value: Any) -> None:
         self._instruments.set_metadata(instrument, key, value)
 
     def _stats(self) -> Message:
-        return self._statistics("recording").to_dict()
+        short = self._short_of_space_since is not None
+        return self._statistics("waiting for space" if short else "recording").to_dict()
 
     def _statistics(self, state: str) -> StorageStats:
         counts: dict[str, dict[str, int]] = {}
@@ -403,6 +771,8 @@ class Writer:
             flushes=self._flushes,
             last_flush=self._last_flush,
             file_bytes=self._file.size,
+            writer_restarts=self._session.restarts,
+            last_restart_reason=self._session.restart_reason,
             instruments={name: InstrumentStats(**entry) for name, entry in counts.items()},
         )
 
@@ -411,20 +781,29 @@ class Writer:
     def _finish(self, ending: str) -> Message:
         """Drain, check the account, stamp and close the file; tell whoever asked."""
         self._session.state = State.CLOSING
+        step("close.begun")
         if ending == "close":
             self._drain()
+        step("close.drained")
         for source in self._sources.values():
             source.ring.finish(source.account.taken_slots)
+        step("close.last_word")
         for instrument in self._instruments:
             instrument.assembly.finish()
+            self._session.beat()
         self._pipeline.drain()
+        step("close.assembled")
         if self._sync is not None:
             self._sync.result()
             self._sync = None
-        self._commit()
+        self._commit_now()
+        self._session.beat()
+        step("close.committed")
         for source in list(self._sources.values()):
             source.close_account(aborted=ending == "abort")
             self._detach(source)
+        self._session.beat()
+        step("close.accounted")
         problems = list(self._problems)
         for instrument in self._instruments:
             if instrument.first:
@@ -437,20 +816,41 @@ class Writer:
         }
         statistics = self._statistics(state)
         rows = {instrument.assembly.link: instrument.assembly.rows for instrument in self._instruments}
-        for instrument in self._instruments:
-            instrument.assembly.close()
-        self._file.finish(state, json.dumps(accounting), rows)
+        if self._file.has_replaced:
+            # What goes now may be all that the disk knows of these columns.
+            self._make_durable(self._checkpoint, self._tails())
+        self._tail_file.close()
+        totals = {
+            number: total
+            for instrument in self._instruments
+            for number, total in instrument.assembly.totals()
+        }
+        self._file.finish(state, json.dumps(accounting), rows, totals)
+        self._session.beat()
+        step("close.file_finished")
         size = self._file.path.stat().st_size
         report: Message = {
             "state": state,
             "problems": problems,
             "stats": statistics.to_dict() | {"file_bytes": size},
         }
-        # Kept in the session too: an owner that did not wait long enough may come back for it.
-        self._session.report_path.write_text(json.dumps(report))
+        # Kept in the session too: an owner that did not wait long enough may come back for it, and a writer
+        # that follows one that was killed from here on finds that all is done.
+        self._session.leave_report(report)
+        step("close.report_written")
+        self._file.discard_journal()
+        step("close.files_removed")
+        # Only now: until then they are what a writer that follows goes on with.
+        for instrument in self._instruments:
+            instrument.assembly.close()
+        self._ledger.unlink()
+        self._ledger.close()
+        step("close.memory_freed")
         self._session.state = State.CLOSED
+        step("close.state_closed")
         for peer in self._flush_waiters:
             self._service.reply(peer, report)
+        step("close.answered")
         self._pipeline.close()
         self._sync_pool.shutdown()
         return report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,14 +20,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shmstore.assembly import InstrumentAssembly
+from shmstore.checkpoint import Checkpoint
+from shmstore.chronicle import Chronicle
 from shmstore.config import StorageConfig
-from shmstore.dataset import RecordingFile
-from shmstore.errors import BrokenError, ConfigError, InvalidValueError, UnsupportedTypeError
+from shmstore.dataset import RecordingFile, recovery_folder
+from shmstore.errors import (
+    BrokenError,
+    ConfigError,
+    IncompleteFileError,
+    InvalidValueError,
+    UnsupportedTypeError,
+)
 from shmstore.evolution import evolve, history_from_json, project
+from shmstore.journal import Journal
 from shmstore.opening import OpenedFile
 from shmstore.physical import physical_schema, retyped
 from shmstore.pipeline import CodecPipeline
+from shmstore.planning import plan
+from shmstore.rebuilding import rebuild
 from shmstore.recorded import Instrument
+from shmstore.tails import Tails
 
 WIDTH = 3
 
@@ -36,21 +48,112 @@ class Recorder:
     """A real file and pipeline, with one instrument ``cam``."""
 
     def __init__(self, folder: Path, shared: Path, **options: Any) -> None:
-        self.path = folder / "recording.h5"
-        self.shared = shared
-        self.file = RecordingFile.create(self.path, {}, "{}")
-        self.pipeline = CodecPipeline(2, 1 << 20, lambda: None)
-        names = (shared / f"tails-{number}" for number in itertools.count())
-        config = StorageConfig(**options).instrument("cam")
+        self.options = options
+        self._begin(RecordingFile.create(folder / "recording.h5", {}, "{}"), shared)
         with self.file.structure():
-            self.file.create_instrument("cam", {})
-        self.cam = InstrumentAssembly(self.file, self.pipeline, "cam", config, 1.0, lambda: next(names))
+            self.file.create_instrument("cam", {"instrument_id": "cam"})
+
+    def _begin(self, file: RecordingFile, shared: Path) -> None:
+        self.path, self.shared, self.file = file.path, shared, file
+        self.pipeline = CodecPipeline(2, 1 << 20, lambda: None)
+        self.commits = self.position = 0
+        taken = len(list(shared.iterdir()))
+        names = (shared / f"tails-{number}" for number in itertools.count(taken))
+        config = StorageConfig(**self.options).instrument("cam")
+        self.cam = InstrumentAssembly(
+            file, self.pipeline, "cam", config, 1.0, lambda: next(names), self.commit
+        )
+        self.standing = self.cam.standing()
+
+    @classmethod
+    def follow(cls, killed: Recorder, *, anew: bool) -> Recorder:
+        """Go on from another's last commit, with what it would leave if it were killed now.
+
+        Parameters
+        ----------
+        killed
+            The other; it is let go of here.
+        anew
+            Whether its file is made anew from its journal, or taken up as it is.
+        """
+        folder, shared = killed.path.parent / "left", killed.shared / "left"
+        for each in (folder, shared):
+            each.mkdir()
+        path = folder / "recording.h5"
+        with killed.file.lock:
+            killed.file.journal.write()  # it may tell more than counts
+            shutil.copy(killed.path, path)
+            shutil.copytree(recovery_folder(killed.path), recovery_folder(path))
+            for tails in killed.shared.glob("tails-*"):
+                shutil.copy(tails, shared)
+        killed.let_go()
+        chronicle = Chronicle(recovery_folder(path) / "journal", killed.position)
+        standing = json.loads(json.dumps(killed.standing))
+        if anew or chronicle.torn:
+            checkpoint = Checkpoint(killed.position, {}, {"cam": standing})
+            file, problems = rebuild(chronicle, checkpoint, path, folder / "anew.h5")
+            assert not problems
+        else:
+            file = _taken_up(path, chronicle, standing)
+        made = cls.__new__(cls)
+        made.options = killed.options
+        made._begin(file, shared)
+        instrument = chronicle.instruments["cam"]
+        schema = pa.ipc.read_schema(pa.py_buffer(instrument.schema))
+        layout = plan(schema, lambda name: made.cam.config.column(name).strings)
+        used = {number for number, *_ in standing["streams"]}
+        told_tails = [told for told in chronicle.tails if not used.isdisjoint(told.datasets)]
+        for left in set(shared.iterdir()) - {shared / told.name for told in told_tails}:
+            left.unlink()
+        segments = [Tails.attach(shared / told.name, told.sizes, told.buffers) for told in told_tails]
+        buffers = {
+            number: own
+            for told, segment in zip(told_tails, segments, strict=True)
+            for number, own in zip(told.datasets, segment.buffers, strict=True)
+        }
+        history = history_from_json(instrument.history) if instrument.history else []
+        made.cam.resume(layout, history, standing, buffers, segments)
+        made.standing, made.position = standing, killed.position
+        return made
+
+    def let_go(self) -> None:
+        """Leave the recording as it is."""
+        self.pipeline.close()
+        self.cam.close()
+        self.file.close()
+
+    def commit(self) -> dict[str, Any]:
+        """Commit what is written, as the writer does; returns where the instrument stood then."""
+        self.commits += 1
+        self.cam.publish_variable()
+        self.cam.ripen()
+        commit = self.pipeline.commit(self.file.flush)
+        self.pipeline.finish(commit)
+        self.cam.cut(commit.written)
+        self.standing, self.position = self.cam.standing(), commit.position
+        self.cam.committed()
+        return self.standing
 
     def finish(self) -> None:
         self.cam.finish()
         self.cam.close()
         self.file.finish("complete", "{}", {"cam": self.cam.rows})
         self.pipeline.close()
+
+
+def _taken_up(path: Path, chronicle: Chronicle, standing: dict[str, Any]) -> RecordingFile:
+    """Open a file as it was left, with the datasets that the journal tells of."""
+    file = RecordingFile.resume(path, Journal.reopen(chronicle.path, chronicle.end))
+    counts = {number: items for number, items, *_ in standing["streams"]}
+    for told in chronicle.datasets:
+        if told.path is None:
+            file.datasets.append(None)
+            continue
+        dataset = file.restore_dataset(told.path, told.stream, told.chunk_items, told.codec)
+        dataset.known_items = int(dataset.id.shape[0])
+        if dataset.variable:
+            dataset.blank_references(counts.get(dataset.number, 0))
+    return file
 
 
 @contextmanager
@@ -67,7 +170,7 @@ def recorder(**options: Any) -> Iterator[Recorder]:
             made.file.close()
             made.pipeline.close()
             raise
-        assert not os.listdir(shared)  # noqa: PTH208
+        assert not [path for path in Path(shared).rglob("*") if path.is_file()]
         assert shared not in Path("/proc/self/maps").read_text()
 
 
@@ -242,6 +345,121 @@ def test_every_codec_stores_every_fixed_width_type(codec: str, published: bool) 
                 assert group[name].chunks[0] == 32
                 second = group[name].id.get_chunk_info_by_coord((32, *[0] * (group[name].ndim - 1)))
                 assert second.filter_mask != 0 or not published or codec == "none"
+
+
+# -- commits, and one that goes on from there ------------------------------------------------------------
+
+
+NUMBERS = pa.schema([("n", pa.int64())])
+
+
+def numbers_of(start: int, count: int) -> pa.RecordBatch:
+    return pa.record_batch([pa.array(range(start, start + count), pa.int64())], schema=NUMBERS)
+
+
+def test_a_commit_ends_with_a_batch_whose_chunks_are_all_written() -> None:
+    with recorder(chunk_rows=4, compression="none") as made:
+        made.cam.declare(NUMBERS)
+        nothing = {"counts": {}, "bytes_in": 0, "streams": []}
+        assert made.commit() == nothing
+        for start in (0, 6, 12):
+            made.cam.append(numbers_of(start, 6))
+        made.cam.ripen()
+        made.cam.append(numbers_of(18, 6))
+        made.pipeline.drain()
+        assert made.cam.standing()["counts"] == {}
+        made.cam.cut(0)  # not even the first chunk was written when it began
+        assert made.cam.standing()["counts"] == {}
+        made.cam.cut(3)
+        assert made.cam.standing() == {"counts": {"": 12}, "bytes_in": 96, "streams": [[0, 12, -1, False]]}
+        made.cam.cut(100)  # the last batch came when the commit had begun
+        assert made.cam.standing()["counts"] == {"": 18}
+        assert [(number, tail.view("<i8").tolist()) for number, tail in made.cam.tails()] == [(0, [16, 17])]
+        made.cam.committed()
+        made.commit()
+        assert made.cam.standing() == {"counts": {"": 24}, "bytes_in": 192, "streams": [[0, 24, -1, False]]}
+        assert not list(made.cam.tails())
+        with recorded(made) as group:
+            assert group["n"][:].tolist() == list(range(24))
+
+
+def test_rows_that_wait_for_their_datasets_are_in_no_commit() -> None:
+    with recorder() as made:
+        made.cam.declare(NUMBERS)
+        made.cam.append(numbers_of(0, 5))
+        assert made.commit() == {"counts": {}, "bytes_in": 0, "streams": []}
+        made.cam.settle()
+        assert made.commit() == {"counts": {"": 5}, "bytes_in": 40, "streams": [[0, 5, 0, False]]}
+        made.cam.publish_tails()
+        assert made.commit() == {"counts": {"": 5}, "bytes_in": 40, "streams": [[0, 5, 0, True]]}
+        with recorded(made):
+            pass
+
+
+def test_a_stream_that_needs_room_has_everything_committed() -> None:
+    """Many small batches, and nobody else who commits."""
+    with recorder(chunk_rows=4, compression="none", instruments={"cam": {"columns": STRINGS}}) as made:
+        made.cam.declare(SCHEMA)
+        for start in range(0, 400, 3):
+            made.cam.append(rows_of(start, 3, 100))
+        assert made.commits
+        assert made.standing["counts"][""] > 300
+        with recorded(made) as group:
+            check_rows(group, 402, 100)
+
+
+FOLLOWED = st.lists(
+    st.one_of(st.integers(0, 40), st.sampled_from(["publish", "settle", "commit", "commit"])), max_size=12
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    steps=FOLLOWED,
+    more=st.lists(st.integers(0, 40), max_size=5),
+    chunk_rows=st.sampled_from([1, 7, 16, 1000, None]),
+    compression=st.sampled_from(["none", "gzip", "lzf"]),
+    first_null=st.integers(0, 200),
+    anew=st.booleans(),
+)
+def test_who_goes_on_from_a_commit_makes_the_same_file(
+    steps: list[int | str],
+    more: list[int],
+    chunk_rows: int | None,
+    compression: str,
+    first_null: int,
+    anew: bool,
+) -> None:
+    """Killed at any moment after it; what was not committed is put again, in batches of other sizes."""
+    instruments = {"cam": {"columns": STRINGS}}
+    with recorder(chunk_rows=chunk_rows, compression=compression, instruments=instruments) as killed:
+        killed.cam.declare(SCHEMA)
+        rows = 0
+        for step in steps:
+            if isinstance(step, int):
+                killed.cam.append(rows_of(rows, step, first_null))
+                rows += step
+            elif step == "publish":
+                killed.cam.publish_tails()
+            elif step == "settle":
+                killed.cam.settle()
+            else:
+                killed.commit()
+        made = Recorder.follow(killed, anew=anew)
+        assert made.cam.rows == made.standing["counts"].get("", 0)
+        assert made.cam.bytes_in == made.standing["bytes_in"]
+        # In a file that was made anew nothing is published yet.
+        streams = [
+            [number, items, buffer, published and not anew]
+            for number, items, buffer, published in made.standing["streams"]
+        ]
+        assert made.cam.standing() == made.standing | {"streams": streams}
+        total = max(rows, made.cam.rows + sum(more))
+        for count in [*more, total - made.cam.rows - sum(more)]:
+            made.cam.append(rows_of(made.cam.rows, count, first_null))
+        made.commit()
+        with recorded(made) as group:
+            check_rows(group, total, first_null)
 
 
 # -- what is configured ----------------------------------------------------------------------------------
@@ -586,6 +804,97 @@ def test_a_column_of_any_kind_may_be_added_late(name: str, chunk_rows: int | Non
         assert stored["n"].to_pylist() == list(range(8))
         stored.validate(full=True)
         assert stored[name].to_pylist() == [*[None] * 5, *added.to_pylist(), None]
+
+
+@pytest.mark.parametrize("anew", [False, True])
+@pytest.mark.parametrize("name", NESTED_ADDED)
+def test_a_column_of_any_kind_goes_on_from_a_commit(name: str, anew: bool) -> None:
+    strings = {"packed": "packed", "tag": "fixed:6"}.get(name, "vlen")
+    values = NESTED_ADDED[name]
+    schema = pa.schema([("n", pa.int8()), (name, values.type)])
+
+    def put(made: Recorder, number: int) -> None:
+        batch = pa.record_batch([pa.array([number, number], pa.int8()), values], schema=schema)
+        made.cam.append(retyped(batch, physical_schema(schema)))
+
+    with recorder(chunk_rows=3, strings=strings) as killed:
+        killed.cam.declare(schema)
+        for number in range(4):
+            put(killed, number)
+            if number == 2:
+                killed.pipeline.drain()
+                killed.commit()
+        killed.pipeline.drain()
+        killed.file.flush()  # readers saw more than counts
+        made = Recorder.follow(killed, anew=anew)
+        assert made.cam.rows == 6
+        for number in range(3, 6):
+            put(made, number)
+            made.commit()
+        with recorded(made) as group:
+            stored = Instrument(OpenGroup(group), "cam", "cam").read()
+        stored.validate(full=True)
+        assert stored["n"].to_pylist() == [number for number in range(6) for _ in range(2)]
+        assert stored[name].to_pylist() == values.to_pylist() * 6
+
+
+@pytest.mark.parametrize("anew", [False, True])
+@pytest.mark.parametrize("chunk_rows", [None, 3])
+def test_a_schema_that_was_changed_holds_for_who_goes_on(chunk_rows: int | None, anew: bool) -> None:
+    with recorder(chunk_rows=chunk_rows) as killed:
+        cam = Evolving(killed)
+        cam.put(n=pa.array(range(5), pa.int8()))
+        cam.put(n=pa.array([5, 300], pa.int16()), x=pa.array([0.5, None]))
+        assert killed.standing["counts"][""] == 5  # a change commits what was before, and itself
+        made = Recorder.follow(killed, anew=anew)
+        assert made.cam.layout
+        assert made.cam.layout.schema.names == ["n", "x"]
+        cam = Evolving(made)
+        cam.put(n=pa.array([5, 300], pa.int16()), x=pa.array([0.5, None]))
+        cam.put(n=pa.array([2**40], pa.int64()))
+        with recorded(made) as group:
+            assert group["n"][:].tolist() == [0, 1, 2, 3, 4, 5, 300, 2**40]
+            np.testing.assert_array_equal(group["x"][:], [*[np.nan] * 5, 0.5, np.nan, np.nan])
+            schema, _, history = stored_schemas(group)
+            assert (schema.types, history) == ([pa.int64(), pa.float64()], [5, 7])
+
+
+def test_a_change_of_schema_that_came_after_the_commit_never_was() -> None:
+    """Its writer was killed before the commit that it ends with: who goes on makes the file anew."""
+    with recorder(chunk_rows=3) as killed:
+        cam = Evolving(killed)
+        cam.put(n=pa.array(range(5), pa.int8()))
+        killed.commit()
+        before = killed.standing, killed.position
+        cam.put(n=pa.array([300], pa.int16()), x=pa.array([0.5]))
+        killed.standing, killed.position = before
+        made = Recorder.follow(killed, anew=False)
+        assert made.path.name == "anew.h5"
+        assert made.cam.layout
+        assert made.cam.layout.schema.types == [pa.int8()]
+        cam = Evolving(made)
+        cam.put(n=pa.array([300], pa.int16()), x=pa.array([0.5]))
+        with recorded(made) as group:
+            assert group["n"][:].tolist() == [0, 1, 2, 3, 4, 300]
+            assert group["x"][-1] == 0.5
+            assert stored_schemas(group)[2] == [5]
+
+
+def test_a_dataset_that_is_gone_is_said_to_who_goes_on() -> None:
+    with recorder() as made:
+        layout = made.cam.declare(NUMBERS)
+        made.cam.append(numbers_of(0, 5))
+        made.cam.settle()
+        standing = made.commit()
+        config = made.cam.config
+        other = InstrumentAssembly(
+            made.file, made.pipeline, "cam", config, 1.0, lambda: made.path, made.commit
+        )
+        made.file.datasets[0] = None
+        with pytest.raises(IncompleteFileError, match="dataset 0 of 'cam' is gone"):
+            other.resume(layout, [], standing, {}, [])
+        with recorded(made):
+            pass
 
 
 def test_a_refusal_leaves_the_schema_as_it_was() -> None:

@@ -55,6 +55,15 @@ FULL: dict[str, Any] = {
     "commit_bytes": 1,
     "auto_flush_interval_secs": 0.0,
     "close_timeout_s": 7.5,
+    "writer_deaths": 0,
+    "recoverable": False,
+    "disk_warn_bytes": 2**20,
+    "disk_reserve_bytes": 4096,
+    "spill_dir": "/tmp/spill",
+    "disk_patience_s": 0.0,
+    "writer_hang_s": 2.5,
+    "standby": False,
+    "recover_at_start": False,
     "shm_dir": "/tmp",
     "instruments": {
         "camera_1": {
@@ -80,8 +89,14 @@ def test_defaults_are_those_documented() -> None:
     assert (config.ring_bytes, config.commit_bytes) == (64 * 2**20, 16 * 2**20)
     assert (config.on_full, config.put_timeout_s, config.close_timeout_s) == ("block", 60.0, 60.0)
     assert (config.commit_interval_ms, config.auto_flush_interval_secs) == (50.0, 1.0)
+    assert (config.writer_deaths, config.disk_patience_s, config.writer_hang_s) == (8, 60.0, 60.0)
+    assert config.standby is True
+    assert config.recoverable is True
+    assert (config.disk_warn_bytes, config.disk_reserve_bytes) == (2**30, 32 * 2**20)
+    assert config.spill_dir is None
     assert (config.strings, config.shuffle) == ("vlen", "auto")
     assert (config.schema_policy, config.validate) == ("strict", "basic")
+    assert config.recover_at_start is True
     assert config.shm_dir == Path("/dev/shm")
     assert not config.instruments
 
@@ -157,6 +172,14 @@ def test_no_limit_on_put(raw: Any) -> None:
     assert StorageConfig(put_timeout_s=raw).instrument("x").put_timeout_s is None
 
 
+@pytest.mark.parametrize("raw", [None, math.inf, "none"])
+@pytest.mark.parametrize("name", ["disk_patience_s", "writer_hang_s"])
+def test_no_limit_on_patience_with_the_writer(name: str, raw: Any) -> None:
+    config = StorageConfig(**{name: raw})
+    assert getattr(config, name) is None
+    assert StorageConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
 def test_codec_threads_default_to_the_usable_cores() -> None:
     assert StorageConfig().codec_thread_count == len(os.sched_getaffinity(0))
     assert StorageConfig(codec_threads=5).codec_thread_count == 5
@@ -207,6 +230,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"auto_flush_interval_secs": -0.1}, "must be a number of seconds from 0 to 86400"),
     ({"close_timeout_s": None}, "close_timeout_s = None must be a number of seconds"),
     ({"close_timeout_s": math.inf}, "close_timeout_s = inf must be a number of seconds"),
+    ({"writer_deaths": -1}, "writer_deaths = -1 must be an integer from 0 to 1000000"),
+    ({"disk_patience_s": -1}, "must be a number of seconds from 0 to 2000000, or 'none' for no limit"),
+    ({"writer_hang_s": 0}, "writer_hang_s = 0 must be a number of seconds from 0.1 to 2000000, or 'none'"),
+    ({"standby": "maybe"}, "standby = 'maybe' must be true or false"),
     ({"shm_dir": b"/dev/shm"}, "must be the path of a folder"),
     ({"instruments": 3}, "instruments = 3 must be a mapping of names to InstrumentConfig"),
     ({"instruments": {3: {}}}, "must be a mapping of names to InstrumentConfig"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import struct
@@ -223,3 +224,80 @@ def test_a_writer_that_goes_is_noticed_at_once(serve: Callable[[Answer], Control
 def test_nobody_there_is_said(shared_folder: Path) -> None:
     with pytest.raises(StorageError, match="recording has ended"):
         ControlConnection(shared_folder / "control")
+
+
+# -- requests that outlive a writer ----------------------------------------------------------------------
+
+
+def listening(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    listener.bind(str(path))
+    listener.listen(1)
+    return listener
+
+
+def heard(peer: socket.socket) -> Message:
+    frames = FrameReader()
+    while not (messages := frames.feed(peer.recv(1 << 16))):
+        pass
+    return messages[0]
+
+
+def test_a_request_is_sent_again_to_the_next_writer(shared_folder: Path) -> None:
+    """The first writer goes after it heard it, the second before; the third answers."""
+    requests: list[Message] = []
+
+    def serve() -> None:
+        for turn in range(3):
+            peer, _ = listener.accept()
+            with peer:
+                if turn != 1:
+                    requests.append(heard(peer))
+                if turn == 2:
+                    peer.sendall(frame({"turn": turn}))
+
+    with listening(shared_folder / "control") as listener:
+        writers = threading.Thread(target=serve)
+        writers.start()
+        connection = ControlConnection(shared_folder / "control", check=lambda: None)
+        assert connection.request("declare", ring=3) == {"turn": 2}
+        writers.join()
+        connection.close()
+    assert requests == [{"operation": "declare", "ring": 3}] * 2
+
+
+def test_a_request_waits_for_a_writer_that_is_not_there_yet(shared_folder: Path) -> None:
+    connection = ControlConnection(shared_folder / "control", check=lambda: None)
+    with pytest.raises(TimeoutError, match=r"'stats' within 0.1 s"):
+        connection.request("stats", timeout_s=0.1)
+    with listening(shared_folder / "control") as listener:
+
+        def serve() -> None:
+            peer, _ = listener.accept()
+            with peer:
+                heard(peer)
+                peer.sendall(frame({"ok": 1}))
+
+        writer = threading.Thread(target=serve)
+        writer.start()
+        assert connection.request("stats") == {"ok": 1}
+        writer.join()
+    connection.close()
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_a_request_ends_when_nobody_will_ever_answer(shared_folder: Path, listens: bool) -> None:
+    """Also when a listener that nobody serves, such as a forked child's, takes the connection."""
+    looks = iter(range(3))
+
+    def check() -> None:
+        if next(looks, None) is None:
+            raise StorageError(5, "the disk is gone")
+
+    with contextlib.ExitStack() as stack:
+        if listens:
+            stack.enter_context(listening(shared_folder / "control"))
+        connection = ControlConnection(shared_folder / "control", check=check)
+        with pytest.raises(StorageError, match="the disk is gone"):
+            connection.request("flush", timeout_s=None)
+        connection.close()

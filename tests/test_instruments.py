@@ -12,35 +12,82 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from shmstore.checkpoint import Checkpoint
+from shmstore.chronicle import Chronicle
 from shmstore.config import StorageConfig
-from shmstore.dataset import RecordingFile
+from shmstore.dataset import RecordingFile, recovery_folder
 from shmstore.errors import (
     BrokenError,
     ConfigError,
     InvalidValueError,
     SchemaMismatchError,
 )
-from shmstore.instruments import Instruments, check_metadata
+from shmstore.instruments import Instruments, check_metadata, decoded_schema
 from shmstore.pipeline import CodecPipeline
+from shmstore.rebuilding import rebuild
 from shmstore.session import Session
+from shmstore.tails import Tails
 
 SCHEMA = pa.schema([pa.field("n", pa.int64()), pa.field("x", pa.float32(), nullable=False)])
 
 
-def serialized(schema: pa.Schema) -> str:
-    return base64.b64encode(schema.serialize()).decode()
+def serialized(schema: pa.Schema) -> bytes:
+    return schema.serialize().to_pybytes()
 
 
 class Recording:
     """What instruments share, and a look at the file at the end."""
 
     def __init__(self, path: Path, shm_dir: Path) -> None:
-        self.file = RecordingFile.create(path, {}, "{}")
-        self.pipeline = CodecPipeline(1, 1 << 20, lambda: None)
         self.session = Session.create(shm_dir, "test")
+        self.begin(RecordingFile.create(path, {}, "{}"))
+
+    def begin(self, file: RecordingFile) -> None:
+        """Let a writer begin with a file."""
+        self.file = file
+        self.pipeline = CodecPipeline(1, 1 << 20, lambda: None)
         config = StorageConfig(instruments={"cam": {"compression": "zstd"}})
-        self.instruments = Instruments(self.file, self.pipeline, config, self.session)
+        self.instruments = Instruments(file, self.pipeline, config, self.session, self.commit)
         self.ended = False
+
+    def follow(self, position: int) -> None:
+        """Let another writer go on from a commit, in a file made anew."""
+        standings = {one.assembly.link: one.assembly.standing() for one in self.instruments}
+        left = {path: path.read_bytes() for path in self.session.folder.glob("tails-*")}
+        self.pipeline.close()
+        for one in self.instruments:
+            one.assembly.close()
+        self.file.close()
+        for path, data in left.items():
+            path.write_bytes(data)
+        chronicle = Chronicle(recovery_folder(self.file.path) / "journal", position)
+        path = self.file.path.with_name("anew.h5")
+        file, problems = rebuild(chronicle, Checkpoint(position, {}, standings), self.file.path, path)
+        assert not problems
+        self.begin(file)
+        for told in chronicle.instruments.values():
+            made = self.instruments.restore(told.instrument_id, told.link, told.options, told.continues)
+            tails = []
+            for segment in chronicle.tails:
+                numbers = {number for number, *_ in standings[told.link]["streams"]}
+                path = self.session.tails_path_of(segment.name)
+                self.instruments.tails_exist(path)
+                if not numbers.isdisjoint(segment.datasets):
+                    tails.append((Tails.attach(path, segment.sizes, segment.buffers), segment.datasets))
+            if told.schema:
+                made.resume(told.schema, told.history, standings[told.link], tails)
+
+    def commit(self) -> int:
+        """Commit what is written, as the writer does; returns how far the journal is then."""
+        for instrument in self.instruments:
+            instrument.assembly.publish_variable()
+            instrument.assembly.ripen()
+        commit = self.pipeline.commit(self.file.flush)
+        self.pipeline.finish(commit)
+        for instrument in self.instruments:
+            instrument.assembly.cut(commit.written)
+            instrument.assembly.committed()
+        return commit.position
 
     def end(self) -> Any:
         """Finish the file and open it."""
@@ -140,12 +187,19 @@ def test_the_first_schema_counts(recording: Recording) -> None:
         recording.instruments.declare("cam", serialized(SCHEMA.set(1, pa.field("x", pa.float32()))))
 
 
-@pytest.mark.parametrize("text", ["", "no base 64!", "äö", base64.b64encode(b"\xff" * 64).decode(), "AAAA"])
-def test_what_is_no_schema_is_refused(recording: Recording, text: str) -> None:
+@pytest.mark.parametrize("image", [b"", b"no schema", b"\xff" * 64, b"\0\0\0"])
+def test_what_is_no_schema_is_refused(recording: Recording, image: bytes) -> None:
     recording.instruments.ensure("cam", {})
     with pytest.raises(BrokenError, match="no Arrow schema"):
-        recording.instruments.declare("cam", text)
+        recording.instruments.declare("cam", image)
     assert recording.instruments.declare("cam", serialized(SCHEMA)).schema.equals(SCHEMA)
+
+
+def test_a_schema_travels_as_text() -> None:
+    assert decoded_schema("cam", base64.b64encode(serialized(SCHEMA)).decode()) == serialized(SCHEMA)
+    for text in ("no base 64!", "äö", "AAA"):
+        with pytest.raises(BrokenError, match="declared for 'cam' is no Arrow schema"):
+            decoded_schema("cam", text)
 
 
 def test_a_refused_schema_leaves_room_for_another(recording: Recording) -> None:
@@ -239,6 +293,69 @@ def test_counts_are_those_of_the_assembly(recording: Recording) -> None:
     expected = {"rows_written": 6, "bytes_in": 72, "bytes_written": 48, "chunks_written": 2}
     assert {key: counts[key] for key in expected} == expected
     assert not any(counts[key] for key in ("accepted", "committed", "producers"))
+
+
+# -- a writer that follows another -----------------------------------------------------------------------
+
+
+def test_options_are_told_to_the_journal(recording: Recording) -> None:
+    recording.instruments.ensure("cam", {"chunk_rows": 10, "ring_bytes": 1 << 20})
+    recording.instruments.set_metadata("bare", "gain", 4)
+    recording.instruments.ensure("bare", {"compression": "none"}, alone=True)
+    recording.file.flush()
+    chronicle = Chronicle(recovery_folder(recording.file.path) / "journal")
+    assert {told.instrument_id: told.options for told in chronicle.instruments.values()} == {
+        "cam": {"chunk_rows": 10},
+        "bare": {"compression": "none"},
+    }
+
+
+def test_instruments_go_on_as_they_were(recording: Recording) -> None:
+    options = {"run/1": {"schema_policy": "new", "chunk_rows": 4}, "cam": {"schema_policy": "evolve"}}
+    for instrument_id, own in options.items():
+        recording.instruments.ensure(instrument_id, own)
+    recording.instruments.ensure("idle", {})
+    narrow, wide = pa.schema([("n", pa.int8())]), pa.schema([("n", pa.int16())])
+    other = pa.schema([("t", pa.string())])
+
+    def put(instrument_id: str, schema: pa.Schema, *values: Any) -> None:
+        follows = recording.instruments.declare(instrument_id, serialized(schema))
+        follows.instrument.append(pa.record_batch([pa.array(values, schema.types[0])], schema=schema))
+
+    put("run/1", narrow, *range(6))
+    put("run/1", other, "a", None)
+    put("cam", narrow, 1, 2)
+    put("cam", wide, 300)
+    for instrument in recording.instruments:
+        instrument.assembly.settle()
+    recording.pipeline.drain()
+    position = recording.commit()
+    put("run/1", narrow, 99)  # which no commit covers
+    recording.follow(position)
+    names = ["run/1", "cam", "idle", "run/1~2"]
+    assert [one.instrument_id for one in recording.instruments] == names
+    assert [recording.instruments[name].rows for name in names] == [8, 3, 0, 2]
+    assert [recording.instruments[name].first for name in names] == [True, True, True, False]
+    assert recording.instruments["cam"].schema == wide
+    assert recording.instruments["run/1"].successors == [recording.instruments["run/1~2"]]
+    for instrument_id, own in options.items():
+        assert recording.instruments.ensure(instrument_id, own).options == own
+    with pytest.raises(ConfigError, match="must agree"):
+        recording.instruments.ensure("cam", {"chunk_rows": 5})
+    with pytest.raises(InvalidValueError, match="'run/1~2' is taken"):
+        recording.instruments.ensure("run/1~2", {})
+    put("run/1", other, "b")
+    put("run/1", narrow, 6)
+    put("run/1", wide, 7)
+    put("cam", narrow, -3)
+    put("idle", narrow, 5)
+    with recording.end() as file:
+        assert file["run%2F1/n"][:].tolist() == list(range(7))
+        assert file["run%2F1~2/t"].asstr()[:].tolist() == ["a", "", "b"]
+        assert file["run%2F1~3/n"][:].tolist() == [7]
+        assert file["cam/n"][:].tolist() == [1, 2, 300, -3]
+        assert file["idle/n"][:].tolist() == [5]
+        assert file["run%2F1~2"].attrs["continues"] == "run/1"
 
 
 # -- metadata --------------------------------------------------------------------------------------------

@@ -9,7 +9,17 @@ import pyarrow as pa
 import pytest
 
 from shmstore.errors import IncompleteFileError
-from shmstore.layout import KINDS, LAYOUT_VERSION, Column, Layout, Node, Stream
+from shmstore.layout import (
+    KINDS,
+    LAYOUT_VERSION,
+    Column,
+    Layout,
+    Link,
+    Node,
+    Stream,
+    stream_from_dict,
+    stream_to_dict,
+)
 from shmstore.planning import plan
 
 SCHEMA = pa.schema(
@@ -144,3 +154,24 @@ def test_items_of_variable_length_count_as_references() -> None:
     assert Stream("values", "s", "utf8:5").numpy_dtype == np.dtype("S5")
     assert Stream("values", "s", "ascii:7", (2,)).item_bytes == 14
     assert Stream("values", "s", "{a:<i4,b:<i8}").numpy_dtype == np.dtype([("a", "<i4"), ("b", "<i8")])
+
+
+@pytest.mark.parametrize("how", ["vlen", "packed", "fixed:12"])
+def test_a_stream_is_told_whole_as_the_journal_has_it(how: str) -> None:
+    """Unlike in the file's own document: fill values, attributes and spaces too."""
+    layout = plan(SCHEMA, lambda _: how)
+    streams = [stream for column in layout.columns for stream in column.streams]
+    for stream in streams:
+        again = stream_from_dict(json.loads(json.dumps(stream_to_dict(stream))))
+        if stream.fill != stream.fill:  # NaN, which equals nothing
+            assert again.fill != again.fill
+            assert repr(again) == repr(stream)
+        else:
+            assert again == stream
+        assert again.numpy_dtype == stream.numpy_dtype
+        assert type(again.item_shape) is tuple
+    attributes = [value for stream in streams for value in stream.attributes.values()]
+    assert any(isinstance(value, Link) for value in attributes)
+    assert any(isinstance(value, str) for value in attributes)
+    assert {stream.lead for stream in streams} == {0, 1}
+    assert any(stream.lazy for stream in streams)

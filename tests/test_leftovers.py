@@ -54,7 +54,7 @@ def test_a_killed_session_is_found_with_what_it_holds(full: Wreck, shared_folder
     assert (session.batches, session.rows, session.holds_data) == (3, 3 * ROWS, True)
     assert (session.in_use, session.left_behind) == (False, True)
     assert session.state in ("recording", "broken")  # its owner may have noticed the writer's end
-    assert session.remedy == "shmstore recover PATH"
+    assert session.remedy == f"shmstore recover {full.path}"
     assert session.size_bytes >= 256 * 1024
     assert session.problem is None
 
@@ -87,11 +87,11 @@ def test_unfinished_chunks_are_data(output_dir: Path, shared_folder: Path) -> No
 def test_what_is_left_of_a_finished_recording_holds_nothing(
     full: Wreck, output_dir: Path, shared_folder: Path
 ) -> None:
-    (full.folder / "recording").write_text(str(full.path))
     session = only(shared_folder)
     assert (session.recording, session.finished) == (str(full.path), False)
     assert session.remedy == f"shmstore recover {full.path}"
     full.path.unlink()
+    shutil.rmtree(full.path.with_name(full.path.name + ".recovery"))
     assert only(shared_folder).holds_data
     with HDF5Storage(output_dir=output_dir, filename=full.path.name, ring_bytes="256KiB") as storage:
         storage.write_batch("x", BATCH)
@@ -221,8 +221,10 @@ def test_what_is_no_session_is_no_concern_of_ours(empty: Wreck, shared_folder: P
 
 
 def test_a_recording_that_nobody_writes_any_more_is_found(empty: Wreck, output_dir: Path) -> None:
-    (found,) = find_files(output_dir)
+    found, beside = find_files(output_dir)
     assert (found.path, found.kind) == (str(empty.path), "recording")
+    assert (beside.path, beside.kind) == (f"{empty.path}.recovery", "recovery")
+    assert found.recording == beside.recording == str(empty.path)
     assert found.remedy == f"shmstore recover {empty.path}"
     assert found.size_bytes > 0
 

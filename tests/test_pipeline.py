@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import h5py
 import numpy as np
 import pytest
 
+from shmstore import pipeline as pipeline_module
 from shmstore.codec import Codec
 from shmstore.dataset import Dataset, RecordingFile
 from shmstore.errors import StorageError
 from shmstore.layout import Stream
-from shmstore.pipeline import Chunk, CodecPipeline
+from shmstore.pipeline import Chunk, CodecPipeline, Encode
 
 ITEMS = 512
 CHUNK_BYTES = 8 * ITEMS
@@ -31,6 +33,21 @@ def chunk_of(index: int) -> Chunk:
 
 def as_it_is(chunk: Chunk) -> tuple[Any, int]:
     return chunk.tobytes(), RAW
+
+
+class Gate:
+    """An encoder that waits to be opened, and says when it has begun."""
+
+    def __init__(self) -> None:
+        self.begun, self._opened = threading.Event(), threading.Event()
+
+    def __call__(self, chunk: Chunk) -> tuple[Any, int]:
+        self.begun.set()
+        assert self._opened.wait(60)
+        return as_it_is(chunk)
+
+    def open(self) -> None:
+        self._opened.set()
 
 
 @pytest.fixture
@@ -67,27 +84,23 @@ def stored(file: RecordingFile) -> list[int]:
 def test_chunks_are_written_in_order_though_later_ones_are_ready_first(
     pipeline: CodecPipeline, dataset: Dataset, file: RecordingFile
 ) -> None:
-    first_may_end, second_ended = threading.Event(), threading.Event()
-
-    def slow(chunk: Chunk) -> tuple[Any, int]:
-        first_may_end.wait(60)
-        return as_it_is(chunk)
+    first, second_ended = Gate(), threading.Event()
 
     def quick(chunk: Chunk) -> tuple[Any, int]:
         second_ended.set()
         return as_it_is(chunk)
 
-    pipeline.submit(dataset, 0, chunk_of(10), slow)
+    pipeline.submit(dataset, 0, chunk_of(10), first)
     pipeline.submit(dataset, 1, chunk_of(11), quick)
     assert second_ended.wait(60)
-    pipeline.write_ready()
     assert (pipeline.submitted, pipeline.written, dataset.known_items) == (2, 0, 0)
-    assert pipeline.busy
-    first_may_end.set()
+    assert (pipeline.busy, pipeline.written_bytes) == (True, 0)
+    first.open()
     pipeline.wait_for(1)
     assert dataset.known_items >= ITEMS
     pipeline.drain()
     assert (pipeline.written, pipeline.busy, dataset.chunks_written) == (2, False, 2)
+    assert pipeline.written_bytes == 2 * CHUNK_BYTES
     assert stored(file) == [10, 11]
 
 
@@ -116,32 +129,27 @@ def test_a_chunk_larger_than_the_window_still_passes(dataset: Dataset, file: Rec
     assert stored(file) == [0, 1, 2]
 
 
-def test_whoever_waits_is_told_of_every_chunk(dataset: Dataset) -> None:
-    told = threading.Semaphore(0)
-    pipeline = CodecPipeline(2, 1 << 20, told.release)
-    for index in range(5):
-        pipeline.submit(dataset, index, chunk_of(index), as_it_is)
-    assert all(told.acquire(timeout=60) for _ in range(5))
-    pipeline.drain()
-    assert not told.acquire(blocking=False)
-    pipeline.close()
-
-
-def test_the_memory_of_a_chunk_is_free_once_it_is_written(dataset: Dataset) -> None:
+def test_the_memory_of_a_chunk_is_free_once_it_is_written(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Although the codec thread has not come to its end yet, and still holds on to its work."""
     submitted, may_end = threading.Event(), threading.Event()
+
+    class LingeringPool(ThreadPoolExecutor):
+        def submit(self, *arguments: Any, **keywords: Any) -> Future[Any]:
+            future = super().submit(*arguments, **keywords)
+            future.add_done_callback(lambda _: may_end.wait(10))
+            submitted.set()
+            return future
 
     def encode(chunk: Chunk) -> tuple[Any, int]:
         submitted.wait(10)
         return chunk.data, RAW
 
-    def linger() -> None:
-        may_end.wait(10)
-
-    pipeline = CodecPipeline(1, 1 << 20, linger)
+    monkeypatch.setattr(pipeline_module, "ThreadPoolExecutor", LingeringPool)
+    pipeline = CodecPipeline(1, 1 << 20, lambda: None)
     memory = bytearray(CHUNK_BYTES)
     pipeline.submit(dataset, 0, np.frombuffer(memory, np.uint8), encode)
-    submitted.set()
     pipeline.drain()
     try:
         memory.append(0)  # BufferError while anything looks at it
@@ -176,24 +184,172 @@ def test_chunks_without_encoder_go_through_the_filters_of_hdf5(
     pipeline: CodecPipeline, dataset: Dataset, file: RecordingFile
 ) -> None:
     pipeline.submit(dataset, 0, chunk_of(7), None)
-    pipeline.write_ready()
+    pipeline.drain()
     assert pipeline.written == 1
     assert 0 < dataset.bytes_written < CHUNK_BYTES // 4
     assert stored(file) == [7]
 
 
+# -- commits ---------------------------------------------------------------------------------------------
+
+
+def test_a_commit_comes_between_two_chunks_on_the_thread_that_writes(
+    pipeline: CodecPipeline, dataset: Dataset
+) -> None:
+    found = []
+
+    def action() -> int:
+        found.append((pipeline.written, dataset.known_items, threading.current_thread().name))
+        return 77
+
+    first, second = Gate(), Gate()
+    pipeline.submit(dataset, 0, chunk_of(0), first)
+    pipeline.submit(dataset, 1, chunk_of(1), second)
+    commit = pipeline.commit(action)
+    assert (commit.done, found) == (False, [])
+    first.open()
+    pipeline.finish(commit)  # the second chunk is under way all the time
+    assert (commit.done, commit.written, commit.position) == (True, 1, 77)
+    assert found == [(1, ITEMS, "shmstore-file")]
+    assert pipeline.busy
+    second.open()
+    pipeline.drain()
+
+
+def test_a_commit_needs_no_chunks_and_may_follow_another(pipeline: CodecPipeline, dataset: Dataset) -> None:
+    for number in range(50):
+        commit = pipeline.commit(lambda number=number: number)  # type: ignore[misc]
+        pipeline.finish(commit)
+        pipeline.finish(commit)
+        assert (commit.written, commit.position) == (number, number)
+        pipeline.submit(dataset, number, chunk_of(number), as_it_is)
+        pipeline.drain()
+
+
+def test_a_commit_never_counts_a_chunk_that_is_not_written(pipeline: CodecPipeline, dataset: Dataset) -> None:
+    """However the two threads meet: what a commit counts was in the file before its action began."""
+    at_action: list[int] = []
+
+    def action() -> int:
+        at_action.append(dataset.chunks_written)
+        return 0
+
+    counted = []
+    for number in range(200):
+        pipeline.submit(dataset, number, chunk_of(number), as_it_is)
+        if number % 3 == 0:
+            commit = pipeline.commit(action)
+            pipeline.finish(commit)
+            counted.append(commit.written)
+    assert counted == at_action
+    assert counted == sorted(counted)
+
+
+def test_who_asked_is_woken_when_a_commit_is_done_and_not_for_every_chunk(dataset: Dataset) -> None:
+    woken = threading.Semaphore(0)
+    pipeline = CodecPipeline(2, 1 << 20, woken.release)
+    for index in range(5):
+        pipeline.submit(dataset, index, chunk_of(index), as_it_is)
+    pipeline.drain()
+    assert not woken.acquire(blocking=False)
+    commit = pipeline.commit(lambda: 0)
+    assert woken.acquire(timeout=60)
+    assert commit.done
+    pipeline.close()
+
+
+def test_who_asked_is_woken_once_as_much_is_written_as_wanted(dataset: Dataset) -> None:
+    woken = threading.Semaphore(0)
+    pipeline = CodecPipeline(1, 1 << 20, woken.release)
+    gates = [Gate() for _ in range(4)]
+    for index, gate in enumerate(gates):
+        pipeline.submit(dataset, index, chunk_of(index), gate)
+    pipeline.wake_when(2 * CHUNK_BYTES)
+    gates[0].open()
+    pipeline.wait_for(1)
+    assert not woken.acquire(blocking=False)
+    gates[1].open()
+    assert woken.acquire(timeout=60)
+    assert pipeline.written_bytes == 2 * CHUNK_BYTES
+    gates[2].open()
+    pipeline.wait_for(3)
+    assert not woken.acquire(blocking=False)  # it is said once
+    pipeline.wake_when(100 * CHUNK_BYTES)  # more than comes: then when there is nothing more to wait for
+    gates[3].open()
+    assert woken.acquire(timeout=60)
+    assert not pipeline.busy
+    pipeline.close()
+
+
+def test_who_asks_too_late_is_woken_at_once(dataset: Dataset) -> None:
+    woken = threading.Semaphore(0)
+    pipeline = CodecPipeline(1, 1 << 20, woken.release)
+    pipeline.wake_when(CHUNK_BYTES)  # nothing is under way
+    assert woken.acquire(blocking=False)
+    gate = Gate()
+    pipeline.submit(dataset, 0, chunk_of(0), as_it_is)
+    pipeline.submit(dataset, 1, chunk_of(1), gate)
+    pipeline.wait_for(1)
+    while woken.acquire(blocking=False):
+        pass
+    pipeline.wake_when(CHUNK_BYTES)
+    assert woken.acquire(blocking=False)
+    pipeline.wake_when(None)
+    while woken.acquire(blocking=False):
+        pass
+    gate.open()
+    pipeline.drain()
+    assert not woken.acquire(blocking=False)
+    pipeline.close()
+
+
 # -- what fails ------------------------------------------------------------------------------------------
 
 
-def test_an_encoder_that_fails_is_heard_and_heard_again(pipeline: CodecPipeline, dataset: Dataset) -> None:
+def check_that_it_is_latched(pipeline: CodecPipeline, dataset: Dataset, kind: type[Exception]) -> None:
+    """Whatever is asked of a pipeline that has failed raises what it failed with."""
+    for ask in (
+        pipeline.drain,
+        pipeline.drain,
+        pipeline.check,
+        lambda: pipeline.submit(dataset, 9, chunk_of(9), as_it_is),
+        lambda: pipeline.wait_for(pipeline.submitted),
+        lambda: pipeline.finish(pipeline.commit(lambda: 0)),
+    ):
+        with pytest.raises(kind):
+            ask()
+
+
+def test_an_encoder_that_fails_is_heard_and_heard_again(dataset: Dataset) -> None:
+    woken = threading.Semaphore(0)
+    pipeline = CodecPipeline(2, 1 << 20, woken.release)
+    pipeline.check()
+
     def broken(chunk: Chunk) -> tuple[Any, int]:
         raise ValueError("the codec failed")
 
     pipeline.submit(dataset, 0, chunk_of(0), broken)
-    for _ in range(2):
-        with pytest.raises(ValueError, match="codec failed"):
-            pipeline.drain()
+    assert woken.acquire(timeout=60)
+    with pytest.raises(ValueError, match="codec failed"):
+        pipeline.drain()
+    check_that_it_is_latched(pipeline, dataset, ValueError)
     assert (pipeline.written, dataset.known_items, pipeline.busy) == (0, 0, True)
+    pipeline.close()
+
+
+def test_what_comes_behind_a_chunk_that_failed_is_not_written(
+    pipeline: CodecPipeline, dataset: Dataset, file: RecordingFile
+) -> None:
+    def broken(chunk: Chunk) -> tuple[Any, int]:
+        raise ValueError("the codec failed")
+
+    encoders: list[Encode] = [as_it_is, broken, as_it_is]
+    for index, encode in enumerate(encoders):
+        pipeline.submit(dataset, index, chunk_of(index), encode)
+    with pytest.raises(ValueError, match="codec failed"):
+        pipeline.drain()
+    assert (pipeline.written, dataset.chunks_written) == (1, 1)
+    assert stored(file) == [0]
 
 
 def test_a_payload_of_the_wrong_length_never_reaches_the_file(
@@ -205,10 +361,10 @@ def test_a_payload_of_the_wrong_length_never_reaches_the_file(
     assert (pipeline.written, dataset.bytes_written) == (0, 0)
 
 
-def test_a_write_that_failed_can_be_tried_again(
+def test_a_write_that_failed_ends_it_though_the_disk_has_room_again(
     pipeline: CodecPipeline, dataset: Dataset, file: RecordingFile
 ) -> None:
-    """The file may not grow for a moment, as on a full disk."""
+    """HDF5 does not say what became of a write that failed: another writer goes on, from the last commit."""
     pipeline.submit(dataset, 0, chunk_of(5), as_it_is)
     pipeline.drain()
     file.flush()
@@ -220,24 +376,54 @@ def test_a_write_that_failed_can_be_tried_again(
             pipeline.drain()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    check_that_it_is_latched(pipeline, dataset, OSError)
     assert (pipeline.written, pipeline.busy, dataset.chunks_written) == (1, True, 1)
-    pipeline.drain()
-    assert (pipeline.written, dataset.chunks_written) == (2, 2)
-    assert stored(file) == [5, 6]
+    assert stored(file)[0] == 5
+
+
+def test_a_commit_that_fails_is_never_done_and_ends_it(dataset: Dataset) -> None:
+    woken = threading.Semaphore(0)
+    pipeline = CodecPipeline(1, 1 << 20, woken.release)
+
+    def action() -> int:
+        raise StorageError(28, "the disk is full")
+
+    commit = pipeline.commit(action)
+    assert woken.acquire(timeout=60)
+    for _ in range(2):
+        with pytest.raises(StorageError, match="disk is full"):
+            pipeline.finish(commit)
+    assert (commit.done, commit.written) == (False, -1)
+    check_that_it_is_latched(pipeline, dataset, StorageError)
+    pipeline.close()
+
+
+def test_who_waits_for_room_in_the_window_hears_of_a_failure(dataset: Dataset) -> None:
+    gate = Gate()
+
+    def broken(chunk: Chunk) -> tuple[Any, int]:
+        gate(chunk)
+        raise ValueError("the codec failed")
+
+    pipeline = CodecPipeline(1, CHUNK_BYTES, lambda: None)
+    pipeline.submit(dataset, 0, chunk_of(0), broken)
+    assert gate.begun.wait(60)
+    threading.Timer(0.05, gate.open).start()
+    with pytest.raises(ValueError, match="codec failed"):
+        pipeline.submit(dataset, 1, chunk_of(1), as_it_is)
+    assert pipeline.submitted == 1
+    pipeline.close()
 
 
 def test_closing_forgets_what_is_not_written(dataset: Dataset) -> None:
     pipeline = CodecPipeline(1, 1 << 20, lambda: None)
-    gate = threading.Event()
-
-    def held(chunk: Chunk) -> tuple[Any, int]:
-        gate.wait(60)
-        return as_it_is(chunk)
-
+    gate = Gate()
     for index in range(3):
-        pipeline.submit(dataset, index, chunk_of(index), held)
-    gate.set()
-    pipeline.close()
-    assert not pipeline.busy
-    with pytest.raises(RuntimeError):
-        pipeline.submit(dataset, 3, chunk_of(3), as_it_is)
+        pipeline.submit(dataset, index, chunk_of(index), gate)
+    assert gate.begun.wait(60)
+    threading.Timer(0.05, gate.open).start()
+    pipeline.close()  # the first is on its codec thread, and comes to its end
+    assert pipeline.written <= 1
+    assert dataset.chunks_written == pipeline.written
+    with pytest.raises(CancelledError):
+        pipeline.check()

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from children import Child
 
 import shmstore
 from shmstore.config import StorageConfig
 from shmstore.producer import Producer
 from shmstore.queue import DescriptorQueue
 from shmstore.ring import Ring
-from shmstore.session import Session, State
+from shmstore.session import Session, State, session_folder
 
 SCHEMA = pa.schema([("x", pa.int64())])
 ROWS = pa.record_batch({"x": list(range(100))})
@@ -22,9 +23,27 @@ ROWS = pa.record_batch({"x": list(range(100))})
 
 @pytest.fixture
 def session(tmp_path: Path) -> Iterator[Session]:
-    """A recording whose writer has died without a word: the page says "recording", nobody holds the lock."""
+    """A recording whose writer has died: the page says "recording", and its owner, we, could replace it."""
     session = Session.create(tmp_path)
     session.state = State.RECORDING
+    yield session
+    session.remove()
+    session.close()
+
+
+@pytest.fixture
+def abandoned(tmp_path: Path) -> Iterator[Session]:
+    """A recording whose owner was killed, and whose writer has died without a word too."""
+    with Child(
+        "from shmstore.session import Session, State",
+        f"session = Session.create(Path({str(tmp_path)!r}), 'run')",
+        "session.state = State.RECORDING",
+        "session.recording_path = Path('/data/night.h5')",
+        "say('ready')",
+        "wait()",
+    ) as owner:
+        assert owner.hear() == "ready"
+    session = Session.attach(session_folder(tmp_path, "run"))
     yield session
     session.remove()
     session.close()
@@ -37,15 +56,35 @@ def producer_of(session: Session, on_full: str) -> Producer:
     return Producer(session.folder, 1, config, SCHEMA, 0)
 
 
-def put_often(producer: Producer, batch: pa.RecordBatch) -> None:
+def put_often(producer: Producer, batch: pa.RecordBatch, timeout: float | None = None) -> None:
     for _ in range(100):
-        producer.put(batch)
+        producer.put(batch, timeout)
+
+
+@pytest.mark.parametrize(("on_full", "timeout"), [("block", 0.05), ("raise", None)], ids=["block", "raise"])
+def test_a_full_ring_is_full_as_long_as_the_writer_may_come_back(
+    session: Session, on_full: str, timeout: float | None
+) -> None:
+    with producer_of(session, on_full) as producer:
+        with pytest.raises(shmstore.RingFullError):
+            put_often(producer, ROWS, timeout)
+        stats = producer.stats()
+    assert 0 < stats.sealed < 100 * 100
+    assert (stats.dropped, stats.rejected) == (0, 100)
+
+
+def test_a_full_ring_drops_as_long_as_the_writer_may_come_back(session: Session) -> None:
+    with producer_of(session, "drop_newest") as producer:
+        put_often(producer, ROWS)
+        stats = producer.stats()
+    assert stats.dropped > 0
+    assert stats.sealed + stats.dropped == stats.accepted == 100 * 100
 
 
 @pytest.mark.parametrize("on_full", ["block", "raise", "drop_newest"])
-def test_a_full_ring_with_a_dead_writer_is_broken_under_every_policy(session: Session, on_full: str) -> None:
-    with producer_of(session, on_full) as producer:
-        with pytest.raises(shmstore.BrokenError, match="writer has died"):
+def test_a_full_ring_with_nobody_left_is_broken_under_every_policy(abandoned: Session, on_full: str) -> None:
+    with producer_of(abandoned, on_full) as producer:
+        with pytest.raises(shmstore.BrokenError, match=r"have died.*`shmstore recover /data/night.h5`"):
             put_often(producer, ROWS)
         stats = producer.stats()
     assert 0 < stats.sealed < 100 * 100
@@ -53,10 +92,10 @@ def test_a_full_ring_with_a_dead_writer_is_broken_under_every_policy(session: Se
     assert stats.accepted == stats.sealed + stats.rejected
 
 
-def test_a_batch_without_rows_does_not_wait_for_a_dead_writer(session: Session) -> None:
+def test_a_batch_without_rows_does_not_wait_when_nobody_is_left(abandoned: Session) -> None:
     with (
-        producer_of(session, "block") as producer,
-        pytest.raises(shmstore.BrokenError, match="writer has died"),
+        producer_of(abandoned, "block") as producer,
+        pytest.raises(shmstore.BrokenError, match="have died"),
     ):
         put_often(producer, ROWS.slice(0, 0))
 

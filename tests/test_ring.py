@@ -441,6 +441,152 @@ def test_an_onlooker_names_a_damaged_ring(ring: Ring) -> None:
         ring.unreleased()
 
 
+# -- who follows one that was killed ---------------------------------------------------------------------
+
+
+def words_of(ring: Ring) -> tuple[int, int, int, int]:
+    """Return the next position, slots and rows by the producer's word, and what the consumer gave back."""
+    return ring.position, ring.sealed_slots, ring.sealed_rows, ring.position - ring.used
+
+
+@pytest.mark.parametrize("slots", range(6))
+def test_slots_that_were_safe_are_passed_over(ring: Ring, shared_folder: Path, slots: int) -> None:
+    for _ in range(5):
+        seal(ring, 192, rows=3)
+    follower = Ring.attach(shared_folder / "ring-9")
+    follower.pass_over(slots)
+    assert ring.used == (5 - slots) * 256
+    assert [take(follower).sequence for _ in range(5 - slots)] == list(range(slots, 5))
+    assert follower.borrow() is None
+    follower.close()
+
+
+def test_slots_that_were_given_back_already_are_no_matter(ring: Ring, shared_folder: Path) -> None:
+    for _ in range(4):
+        seal(ring, 192)
+    for _ in range(2):
+        ring.release(take(ring))
+    follower = Ring.attach(shared_folder / "ring-9")
+    follower.pass_over(1)
+    assert take(follower).sequence == 2
+    follower.close()
+
+
+def test_a_pad_among_them_or_behind_them_is_passed_over_too(ring: Ring, shared_folder: Path) -> None:
+    for length in (1984, 1024):
+        seal(ring, length)
+    ring.release(take(ring))
+    seal(ring, 1500)  # behind a pad
+    follower = Ring.attach(shared_folder / "ring-9")
+    follower.pass_over(2)
+    assert ring.used == 64 + align(1500)
+    slot = take(follower)
+    assert (slot.sequence, slot.position, bytes(slot.body)) == (2, CAPACITY, body_of(2, 1500))
+    follower.release(slot)
+    follower.close()
+    assert seal(ring, 3000) is None  # only a pad fits, and its place
+    follower = Ring.attach(shared_folder / "ring-9")
+    follower.pass_over(3)
+    assert ring.used == 0
+    assert not follower.has_sealed()
+    assert seal(ring, 3000) == 3
+    assert take(follower).sequence == 3
+    follower.close()
+
+
+def test_a_damaged_ring_is_not_passed_over(ring: Ring, shared_folder: Path) -> None:
+    for _ in range(2):
+        seal(ring, 192)
+    ring.segment.view[HEADER_BYTES + 256 + 8] ^= 1
+    follower = Ring.attach(shared_folder / "ring-9")
+    with pytest.raises(BrokenError, match="damaged at position 256"):
+        follower.pass_over(2)
+    assert ring.used == 256  # what came before is given back
+    follower.close()
+
+
+#: The producer's words in the order in which sealing changes them: slots, rows, bytes, next position.
+SEALED_WORDS = (2, 3, 7, 0)
+
+
+@pytest.mark.parametrize("counted", range(5))
+def test_a_producer_that_follows_counts_what_was_sealed(
+    ring: Ring, shared_folder: Path, counted: int
+) -> None:
+    """The one before was killed when it had sealed, and changed only the first of its words."""
+    assert ring.claim(1)
+    seal(ring, 192, rows=3)
+    words = ring.segment.words(1024, 16)
+    before = words[:].tolist()
+    seal(ring, 500, rows=5)
+    for word in SEALED_WORDS[counted:]:
+        words[word] = before[word]
+    words.release()
+    ring.end(Life.ATTACHED)  # its lock goes with it
+    follower = Ring.attach(shared_folder / "ring-9")
+    assert follower.claim(2)
+    assert words_of(follower) == (256 + 64 + 512, 2, 8, 0)
+    assert seal(follower, 100) == 2
+    assert [bytes(take(ring).body) for _ in range(3)] == [body_of(0, 192), body_of(1, 500), body_of(2, 100)]
+    follower.close()
+
+
+def test_a_producer_that_follows_counts_a_pad(ring: Ring, shared_folder: Path) -> None:
+    assert ring.claim(1)
+    seal(ring, 3000)
+    words = ring.segment.words(1024, 16)
+    head = words[0]
+    assert seal(ring, 2000) is None
+    words[0] = head  # it was killed before it could say where the next lap begins
+    words.release()
+    ring.end(Life.ATTACHED)
+    follower = Ring.attach(shared_folder / "ring-9")
+    assert follower.claim(2)
+    assert words_of(follower) == (CAPACITY, 1, 1, 0)
+    ring.release(take(ring))
+    assert ring.borrow() is None
+    assert seal(follower, 2000) == 1
+    assert bytes(take(ring).body) == body_of(1, 2000)
+    follower.close()
+
+
+def test_a_producer_killed_when_it_had_just_sealed_loses_nothing(ring: Ring, shared_folder: Path) -> None:
+    with Child(
+        "import os, signal",
+        "from shmstore.ring import Kind, Ring",
+        f"ring = Ring.attach(Path({str(shared_folder / 'ring-9')!r}))",
+        "ring.claim(os.getpid())",
+        "write = Ring._write_header",
+        "def write_and_die(self, *arguments):",
+        "    write(self, *arguments)",
+        "    os.kill(os.getpid(), signal.SIGKILL)",
+        "Ring._write_header = write_and_die",
+        "ring.reserve(5)[:] = b'first'",
+        "ring.seal(Kind.IPC, 5, 3, 0)",
+    ) as child:
+        assert child.process.wait(60) == -signal.SIGKILL
+    assert (ring.sealed_slots, ring.has_sealed()) == (0, True)
+    assert ring.claim(os.getpid())
+    assert (ring.sealed_slots, ring.sealed_rows) == (1, 3)
+    assert seal(ring, 100) == 1
+    assert [bytes(take(ring).body) for _ in range(2)] == [b"first", body_of(1, 100)]
+
+
+def test_what_is_done_to_a_ring_in_private_is_for_oneself(ring: Ring, shared_folder: Path) -> None:
+    for _ in range(3):
+        seal(ring, 192)
+    before = (shared_folder / "ring-9").read_bytes()
+    private = Ring.attach(shared_folder / "ring-9", private=True)
+    private.pass_over(1)
+    for _ in range(2):
+        private.release(take(private))
+    assert private.used == 0
+    private.finish(3)
+    assert (shared_folder / "ring-9").read_bytes() == before
+    assert (ring.used, ring.taken_at_end()) == (3 * 256, None)
+    private.close()
+
+
 # -- two processes ---------------------------------------------------------------------------------------
 
 

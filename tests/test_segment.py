@@ -160,3 +160,16 @@ def test_close_and_unlink_may_be_called_twice(shared_folder: Path) -> None:
 def test_align_gives_the_next_cache_line(size: int) -> None:
     assert align(size) % 64 == 0
     assert 0 <= align(size) - size < 64
+
+
+def test_a_private_mapping_shows_what_is_there_and_changes_nothing(shared_folder: Path) -> None:
+    segment = Segment.create(shared_folder / "s", 8192)
+    segment.view[:4] = b"here"
+    private = Segment.attach(shared_folder / "s", private=True)
+    assert bytes(private.view[:4]) == b"here"
+    private.view[:4] = b"mine"
+    assert bytes(private.view[:4]) == b"mine"
+    assert bytes(segment.view[:4]) == b"here"
+    assert (shared_folder / "s").read_bytes()[:4] == b"here"
+    private.close()
+    segment.close()

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import threading
 from pathlib import Path
 
 import pytest
 from children import Child
 
-from shmstore.errors import BrokenError, ConfigError, StorageError
+from shmstore.errors import BrokenError, ClosedError, ConfigError, StorageError
 from shmstore.segment import Segment
-from shmstore.session import Session, State, owner_lives, session_folder
+from shmstore.session import OWNER_LOCK, Session, State, lock_is_held, session_folder
 
 
 @pytest.fixture
@@ -96,19 +97,19 @@ def test_an_owner_that_is_killed_is_noticed(shared_folder: Path, folder: Path) -
         assert child.hear() == "ready"
         session = Session.attach(folder)
         assert session.owner_lives
-        assert owner_lives(folder)
+        assert lock_is_held(folder, OWNER_LOCK)
         child.end(signal.SIGKILL)
         assert not session.owner_lives
-        assert not owner_lives(folder)
+        assert not lock_is_held(folder, OWNER_LOCK)
     session.close()
-    assert not owner_lives(shared_folder / "shmstore-other")
+    assert not lock_is_held(shared_folder / "shmstore-other", OWNER_LOCK)
 
 
 def test_a_closed_owner_no_longer_lives(shared_folder: Path, folder: Path) -> None:
     session = Session.create(shared_folder, "run")
-    assert owner_lives(folder)
+    assert lock_is_held(folder, OWNER_LOCK)
     session.close()
-    assert not owner_lives(folder)
+    assert not lock_is_held(folder, OWNER_LOCK)
 
 
 def test_the_first_failure_stays(shared_folder: Path) -> None:
@@ -119,13 +120,131 @@ def test_the_first_failure_stays(shared_folder: Path) -> None:
     session.close()
 
 
+# -- progress, and who is left ---------------------------------------------------------------------------
+
+
+def test_what_the_owner_and_the_writer_say_of_progress(shared_folder: Path, folder: Path) -> None:
+    owner, writer = Session.create(shared_folder, "run"), Session.attach(folder)
+    assert (owner.heartbeat, owner.commits, owner.taking, owner.restarts) == (0, 0, None, 0)
+    assert (owner.ending, owner.restart_reason) == ("", "")
+    writer.beat()
+    writer.commits += 2
+    writer.taking = (7, 0)
+    owner.count_restart("was killed by signal 9")
+    owner.count_restart("did not move for 60 s")
+    owner.ending = "abort"
+    assert (owner.heartbeat, owner.commits, owner.taking) == (1, 2, (7, 0))
+    assert (owner.taking_ring, owner.taking_sequence) == (7, 1)
+    assert (writer.restarts, writer.restart_reason, writer.ending) == (2, "did not move for 60 s", "abort")
+    writer.taking = None
+    assert (owner.taking, owner.taking_sequence) == (None, 0)
+    writer.close()
+    owner.close()
+
+
+def test_a_new_writer_takes_nothing_yet_and_has_left_no_reason(shared_folder: Path, folder: Path) -> None:
+    owner, writer = Session.create(shared_folder, "run"), Session.attach(folder)
+    writer.taking = (7, 3)
+    writer.leave_reason("StorageError", "failed: the disk is full", 28)
+    assert owner.reason() == ("StorageError", "failed: the disk is full", 28)
+    assert owner.state == State.STARTING  # a reason is no failure yet
+    writer.become_writer()
+    assert (owner.taking, owner.reason(), owner.writer_pid) == (None, None, os.getpid())
+    writer.close()
+    owner.close()
+
+
+def test_a_second_writer_waits_for_the_first_to_be_gone(shared_folder: Path, folder: Path) -> None:
+    owner, second = Session.create(shared_folder, "run"), Session.attach(folder)
+    with Child(
+        "from shmstore.session import Session",
+        f"Session.attach(Path({str(folder)!r})).become_writer()",
+        "say('ready')",
+        "wait()",
+    ) as first:
+        assert first.hear() == "ready"
+        with pytest.raises(BrokenError, match=f"a living writer already, process {first.pid}"):
+            second.become_writer()
+        assert owner.writer_pid == first.pid
+        killing = threading.Timer(0.1, first.end)
+        killing.start()
+        second.become_writer()
+        killing.join()
+    assert owner.writer_pid == os.getpid()
+    second.close()
+    owner.close()
+
+
+def test_an_owner_knows_that_it_lives(shared_folder: Path) -> None:
+    session = Session.create(shared_folder, "run")
+    assert session.owner_lives
+    assert session.attended
+    assert not session.writer_lives
+    session.close()
+
+
+def test_a_forked_child_does_not_keep_the_owner_alive(shared_folder: Path, folder: Path) -> None:
+    with Child(
+        "import os, signal, time",
+        "from shmstore.session import Session, State",
+        f"session = Session.create(Path({str(shared_folder)!r}), 'run')",
+        "session.state = State.RECORDING",
+        "answer, question = os.pipe()",
+        "if not (child := os.fork()):",
+        "    os.write(question, b'yes' if session.owner_lives else b'no')",
+        "    time.sleep(60)",
+        "say(child, os.read(answer, 3).decode())",
+        "wait()",
+    ) as owner:
+        pid, owner_lives_for_the_child = owner.hear().split()
+        child = int(pid)
+        session = Session.attach(folder)
+        try:
+            assert owner_lives_for_the_child == "yes"
+            session.check_attended()
+            owner.end()
+            assert not session.attended
+            with pytest.raises(BrokenError, match=r"have died: everything accepted is kept .* recover PATH"):
+                session.check_attended()
+        finally:
+            os.kill(child, signal.SIGKILL)
+    session.close()
+
+
+def test_requests_are_answered_until_the_end(shared_folder: Path) -> None:
+    session = Session.create(shared_folder, "run")
+    for state in (State.STARTING, State.RECORDING, State.CLOSING):
+        session.state = state
+        session.check_attended()
+    session.state = State.CLOSED
+    with pytest.raises(ClosedError, match="'run' has ended"):
+        session.check_attended()
+    session.fail("StorageError", "the disk is gone", 28)
+    with pytest.raises(StorageError, match="the disk is gone"):
+        session.check_attended()
+    session.close()
+
+
+@pytest.mark.parametrize("name", ["night.h5", "ü\n.h5", "\udcff.h5"])
+def test_the_file_is_named_in_the_folder(shared_folder: Path, tmp_path: Path, name: str) -> None:
+    session = Session.create(shared_folder, "run")
+    with pytest.raises(BrokenError, match="there is none yet"):
+        _ = session.recording_path
+    session.recording_path = tmp_path / name
+    assert session.recording_path == tmp_path / name
+    assert str(tmp_path / name) in session.kept
+    assert sorted(path.name for path in session.folder.iterdir()) == ["page", "recording"]
+    assert stat.S_IMODE((session.folder / "recording").stat().st_mode) == 0o600
+    session.close()
+
+
 @pytest.mark.parametrize("character", ["x", "ü", "日", "😀", "\n", "\0", '"', "\udcff"])
 def test_a_failure_of_any_length_and_language_can_be_read(shared_folder: Path, character: str) -> None:
     session = Session.create(shared_folder, "run")
     session.fail("StorageError", character * 10_000)
     kind, message, _ = session.failure()
     assert kind == "StorageError"
-    assert len(message) >= 300
+    assert len(message) >= 1000
     assert set(message) == {character} or character == "\udcff"
     session.close()
 
@@ -135,7 +254,7 @@ def test_a_failure_half_written_is_not_read(shared_folder: Path, folder: Path) -
     assert session.failure() == ("BrokenError", "the writer failed and could not say why", None)
     session.fail("StorageError", "the disk is gone")
     page = Segment.attach(folder / "page")
-    page.view[70] ^= 1
+    page.view[4100] ^= 1
     assert session.failure()[0] == "BrokenError"
     page.words(0, 6)[4] = 2**60
     assert session.failure()[0] == "BrokenError"
@@ -154,7 +273,7 @@ def test_attaching_to_what_is_no_session_is_refused(shared_folder: Path, folder:
 
 def test_every_name_lies_in_the_folder(shared_folder: Path, folder: Path) -> None:
     session = Session.create(shared_folder, "run")
-    paths = [session.control_path, session.report_path]
+    paths = [session.control_path]
     for number in (0, 1):
         paths += [session.ring_path(number), session.queue_path(number), session.tails_path(number)]
     assert len(set(paths)) == len(paths)

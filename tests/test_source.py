@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from children import Child
 
+from shmstore.accounting import SourceStanding
 from shmstore.assembly import Ticket
 from shmstore.errors import BrokenError, StorageError
 from shmstore.queue import DescriptorQueue
@@ -56,6 +57,13 @@ def take(source: Source) -> Slot:
     return slot
 
 
+def commit(source: Source, chunks_written: int = 0) -> int:
+    """Commit what was taken by now, as far as so many chunks cover it; returns the bytes that came free."""
+    source.ripen()
+    source.cover(chunks_written)
+    return source.release()
+
+
 def test_slots_are_taken_in_order_and_counted(source: Source, producer: Ring) -> None:
     assert source.take() is None
     for rows in (5, 0, 7):
@@ -75,49 +83,103 @@ def test_space_comes_free_in_order_as_tickets_fall_due(source: Source, producer:
     for ticket in tickets:
         seal(producer, 10)
         source.hold(take(source), ticket)
-    assert source.release(0) == 0
-    assert source.release(1) == 128
+    assert commit(source) == 0
+    assert commit(source, 1) == 128
     assert source.account.committed == 10
-    assert source.release(5) == 0  # the second does not know its chunks yet, and the third waits behind it
+    assert commit(source, 5) == 0  # the second does not know its chunks yet, and the third waits behind it
     tickets[1].chunks = 2
-    assert source.release(1) == 0
-    assert source.release(2) == 256
+    assert commit(source, 1) == 0
+    assert commit(source, 2) == 256
     assert (source.account.committed, source.account.committed_slots) == (30, 3)
     assert producer.used == 0
     assert source.idle
+
+
+def test_a_slot_distributed_while_a_commit_is_under_way_is_left_to_the_next(
+    source: Source, producer: Ring
+) -> None:
+    for rows in (1, 2, 3):
+        seal(producer, rows)
+    source.hold(take(source), Ticket(0))
+    source.hold(take(source), waiting := Ticket())
+    source.hold(take(source), Ticket(0))
+    source.ripen()
+    waiting.chunks = 0
+    source.cover(5)
+    assert (source.standing.slots, source.standing.rows) == (1, 1)
+    source.release()
+    source.ripen()
+    source.cover(5)
+    assert (source.standing.slots, source.standing.rows) == (3, 6)
+    source.release()
 
 
 def test_quarantined_slots_are_free_at_once_and_counted_apart(source: Source, producer: Ring) -> None:
     for ticket in (None, Ticket(0), None):
         seal(producer, 4)
         source.hold(take(source), ticket)
-    source.release(0)
+    commit(source)
     assert (source.account.committed, source.account.quarantined) == (4, 8)
     assert source.account.to_dict()["rejected"] == 8
 
 
-def test_a_slot_that_somebody_looks_at_is_neither_freed_nor_counted(source: Source, producer: Ring) -> None:
+def test_a_commit_covers_only_what_was_taken_before_it_began(source: Source, producer: Ring) -> None:
+    """Rows that came after have not been flushed, even if their chunks were written by then."""
+    for number in range(4):
+        seal(producer, 10)
+        source.hold(take(source), Ticket(number) if number % 2 else None)
+        if number == 1:
+            source.ripen()
+    source.cover(100)
+    assert (source.account.committed, source.account.quarantined, source.account.committed_slots) == (
+        10,
+        10,
+        2,
+    )
+    assert source.standing == SourceStanding(2, 10, 10)
+    assert source.release() == 256
+    source.cover(100)  # no other has begun
+    assert (source.standing, source.release()) == (SourceStanding(2, 10, 10), 0)
+    assert commit(source, 100) == 256
+    assert source.standing == SourceStanding(4, 20, 20)
+
+
+def test_what_is_covered_is_counted_before_its_space_is_given_back(source: Source, producer: Ring) -> None:
+    """In between the checkpoint is written: whoever follows must not take these slots again."""
     seal(producer, 10)
+    source.hold(take(source), Ticket(1))
+    source.ripen()
+    source.cover(1)
+    assert (source.standing, producer.used) == (SourceStanding(1, 10, 0), 128)
+    assert not source.idle
+    assert source.release() == 128
+    assert (source.release(), producer.used, source.idle) == (0, 0, True)
+
+
+def test_a_slot_that_somebody_looks_at_is_counted_and_not_freed(source: Source, producer: Ring) -> None:
+    for _ in range(2):
+        seal(producer, 10)
     slot = take(source)
     array = np.frombuffer(slot.body, np.uint8)
     source.hold(slot, Ticket(0))
-    assert source.release(0) == 0
-    assert (source.account.committed, source.idle, producer.used) == (0, False, 128)
+    source.hold(take(source), Ticket(0))
+    assert commit(source) == 0
+    assert (source.account.committed, source.idle, producer.used) == (20, False, 256)
     del array
-    assert source.release(0) == 128
-    assert (source.account.committed, source.account.committed_slots, producer.used) == (10, 1, 0)
+    assert commit(source) == 256
+    assert (source.account.committed, source.account.committed_slots, producer.used) == (20, 2, 0)
 
 
 def test_a_waiting_producer_is_told_of_space(source: Source, producer: Ring, session: Session) -> None:
     queue = DescriptorQueue.attach(session.queue_path(3))
     seal(producer, 1)
     source.hold(take(source), Ticket(0))
-    source.release(0)
+    commit(source)
     assert not queue.wait_for_space(0)  # nobody waited: no system call
     seal(producer, 1)
     source.hold(take(source), Ticket(0))
     producer.set_waiting(True)
-    source.release(0)
+    commit(source)
     assert queue.wait_for_space(0)
     queue.close()
 
@@ -128,7 +190,7 @@ def test_a_producer_that_waits_for_a_pad_is_told_when_that_is_passed(
     queue = DescriptorQueue.attach(session.queue_path(3))
     seal(producer, 1, 2048)
     source.hold(take(source), Ticket(0))
-    assert source.release(0) > 0
+    assert commit(source) > 0
     assert producer.reserve(producer.largest_body) is None  # all that it left is a pad
     producer.set_waiting(True)
     assert source.take() is None
@@ -137,6 +199,82 @@ def test_a_producer_that_waits_for_a_pad_is_told_when_that_is_passed(
     assert body is not None
     body.release()
     queue.close()
+
+
+# -- one that follows another ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def followed(session: Session, producer: Ring) -> Iterator[SourceStanding]:
+    """Return what a writer committed that was killed before it gave anything back: three slots of five."""
+    one = Source(session, 3, "cam")
+    for number in range(5):
+        seal(producer, 10 + number)
+        if number < 4:
+            one.hold(take(one), None if number == 1 else Ticket(number))
+    one.ripen()
+    one.cover(2)
+    yield one.standing
+    one.ring.close()
+    one.queue.close()
+
+
+def test_who_follows_takes_what_was_not_committed_and_nothing_twice(
+    session: Session, producer: Ring, followed: SourceStanding
+) -> None:
+    assert followed == SourceStanding(3, 22, 11)
+    source = Source(session, 3, "cam", followed)
+    assert producer.used == 2 * 128  # what was committed is given back
+    assert (source.standing, source.account.taken, source.account.taken_slots) == (followed, 33, 3)
+    assert [take(source).rows for _ in range(2)] == [13, 14]
+    assert source.take() is None
+    assert source.account.to_dict()["accepted"] == 60
+    source.close()
+
+
+def test_who_follows_one_that_had_given_back_finds_its_place(session: Session, producer: Ring) -> None:
+    one = Source(session, 3, "cam")
+    for _ in range(3):
+        seal(producer, 10)
+        one.hold(take(one), Ticket(0))
+    commit(one)
+    standing = one.standing
+    one.ring.close()
+    one.queue.close()
+    seal(producer, 7)
+    source = Source(session, 3, "cam", standing)
+    assert take(source).rows == 7
+    source.close()
+
+
+def test_who_follows_tells_a_producer_of_the_space(
+    session: Session, producer: Ring, followed: SourceStanding
+) -> None:
+    """It may have been waiting for it when the writer before was killed."""
+    queue = DescriptorQueue.attach(session.queue_path(3))
+    producer.set_waiting(True)
+    source = Source(session, 3, "cam", followed)
+    assert queue.wait_for_space(0)
+    source.close()
+    queue.close()
+
+
+def test_who_recovers_leaves_the_ring_as_it_is(
+    session: Session, producer: Ring, followed: SourceStanding
+) -> None:
+    session.private = True
+    before = session.ring_path(3).read_bytes()
+    source = Source(session, 3, "cam", followed)
+    for _ in range(2):
+        source.hold(take(source), Ticket(0))
+    assert commit(source) == 256
+    assert source.idle
+    assert session.ring_path(3).read_bytes() == before
+    assert producer.used == 5 * 128
+    source.close()
+
+
+# -- what is wrong with a ring ---------------------------------------------------------------------------
 
 
 def test_a_missing_slot_is_noticed(source: Source, producer: Ring) -> None:
@@ -166,7 +304,7 @@ def test_a_damaged_ring_costs_what_was_not_taken(source: Source, producer: Ring)
         source.take()
     assert source.give_up() == 20
     assert source.take() is None
-    source.release(0)
+    commit(source)
     assert source.idle
     account = source.settle_account()
     assert (account.committed, account.lost, account.to_dict()["accepted"]) == (10, 20, 30)
@@ -193,7 +331,7 @@ def test_the_producers_own_counts_join_the_account(source: Source, producer: Rin
     producer.count_rejected(6)
     seal(producer, 10)
     source.hold(take(source), Ticket(0))
-    source.release(0)
+    commit(source)
     stamped = source.settle_account().to_dict()
     assert (stamped["dropped"], stamped["rejected"], stamped["accepted"]) == (4, 6, 20)
 

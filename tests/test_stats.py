@@ -57,4 +57,6 @@ def test_a_storages_stats_have_every_count_of_an_instruments() -> None:
     assert set(InstrumentStats().to_dict()) <= set(StorageStats().to_dict())
     wanted = "bytes_written batches_written rows_written accepted committed dropped rejected ring_bytes_used"
     assert set(wanted.split()) <= set(InstrumentStats().to_dict())
-    assert {"last_flush", "writer_restarts", "ring_high_water"} <= set(StorageStats().to_dict())
+    assert {"last_flush", "writer_restarts", "last_restart_reason", "ring_high_water"} <= set(
+        StorageStats().to_dict()
+    )

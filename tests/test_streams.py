@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shmstore.codec import Codec
-from shmstore.dataset import Dataset, RecordingFile
+from shmstore.dataset import Dataset, RecordingFile, recovery_folder
+from shmstore.errors import BrokenError
+from shmstore.journal import Journal, JournalReader
 from shmstore.layout import Stream
 from shmstore.pipeline import Chunk, CodecPipeline, Encode
-from shmstore.streams import ChunkAssembler, VariableAssembler
+from shmstore.streams import ChunkAssembler, Standing, VariableAssembler
 from shmstore.tails import Tails
 
 CHUNK = 8
@@ -27,12 +32,26 @@ NUMBERS = Stream("values", "n", "<i8")
 
 @dataclass
 class Stage:
-    """A file with a pipeline, and what a stream needs of them."""
+    """A file with a pipeline, and what a stream needs of them.
+
+    Attributes
+    ----------
+    marks : list of (int, int)
+        After each batch put: chunks that must be written before it is covered, and the stream's items.
+    standing : Standing or None
+        Where the stream stood at the last commit.
+    commits : int
+        How many there were.
+    """
 
     file: RecordingFile
     pipeline: CodecPipeline
     tails: list[Tails]
     shared: Path
+    marks: list[tuple[int, int]] = field(default_factory=list)
+    assemblers: list[ChunkAssembler] = field(default_factory=list)
+    standing: Standing | None = None
+    commits: int = 0
     ended: bool = False
 
     def dataset(self, stream: Stream, items: int = 0) -> Dataset:
@@ -40,11 +59,56 @@ class Stage:
             return self.file.create_dataset(f"/{stream.path}", stream, CHUNK, Codec.parse("gzip"), items)
 
     def assembler(self, stream: Stream, encode: Encode | None = None, items: int = 0) -> ChunkAssembler:
+        """Return an assembler with three buffers; when it needs room, everything put is committed."""
         dataset = self.dataset(stream, items)
-        self.tails.append(Tails(self.shared / stream.path, [dataset.chunk_bytes]))
-        return ChunkAssembler(
-            dataset, stream, self.tails[-1].pairs[0], self.pipeline, encode or raw(dataset.skip_mask)
+        tails = Tails.create(self.shared / stream.path, [dataset.chunk_bytes], 3)
+        self.tails.append(tails)
+        return self.place(dataset, stream, tails.buffers[0], encode or raw(dataset.skip_mask))
+
+    def place(
+        self,
+        dataset: Dataset,
+        stream: Stream,
+        buffers: Sequence[Chunk],
+        encode: Encode,
+        standing: Standing | None = None,
+    ) -> ChunkAssembler:
+        number = len(self.assemblers)
+
+        def make_room() -> None:
+            self.commit(self.assemblers[number])
+
+        self.assemblers.append(
+            ChunkAssembler(dataset, stream, buffers, self.pipeline, encode, make_room, standing)
         )
+        return self.assemblers[-1]
+
+    def close(self) -> None:
+        """Let go of everything but the file."""
+        self.pipeline.close()
+        self.assemblers.clear()
+        for tails in self.tails:
+            tails.close()
+
+    def put(self, assembler: ChunkAssembler, items: npt.NDArray[Any]) -> None:
+        """Append a batch that a commit may end after."""
+        assembler.append(items)
+        self.marks.append((self.pipeline.submitted, assembler.total))
+
+    def commit(self, assembler: ChunkAssembler) -> int | None:
+        """Commit what is written; returns how many items that covers, if there are more now."""
+        self.commits += 1
+        commit = self.pipeline.commit(self.file.flush)
+        self.pipeline.finish(commit)
+        covered = None
+        while self.marks and self.marks[0][0] <= commit.written:
+            covered = self.marks.pop(0)[1]
+        if covered is not None:
+            standing = assembler.standing(covered)
+            assert standing
+            self.standing = standing
+            assembler.committed(covered)
+        return covered
 
     def read(self, path: str) -> Any:
         """Close the file and read a dataset of it."""
@@ -70,9 +134,7 @@ def stage(tmp_path: Path, shared_folder: Path) -> Iterator[Stage]:
     yield made
     if not made.ended:
         file.close()
-    made.pipeline.close()
-    for tails in made.tails:
-        tails.close()
+    made.close()
 
 
 def test_whole_chunks_are_borrowed_where_they_lie_and_the_rest_is_copied(stage: Stage) -> None:
@@ -105,7 +167,8 @@ def test_a_tail_is_not_written_over_while_its_chunk_is_under_way(stage: Stage) -
 
     assembler = stage.assembler(NUMBERS, encode)
     for number in range(10 * CHUNK + 1):
-        assembler.append(numbers(number, number + 1))
+        stage.put(assembler, numbers(number, number + 1))
+    assert stage.commits
     assembler.finish()
     np.testing.assert_array_equal(stage.read("n"), numbers(0, 10 * CHUNK + 1))
 
@@ -186,6 +249,180 @@ def test_items_of_several_dimensions_keep_their_shape(stage: Stage) -> None:
     np.testing.assert_array_equal(stage.read("frame"), frames)
 
 
+# -- commits ---------------------------------------------------------------------------------------------
+
+
+def test_a_buffer_is_filled_again_only_when_a_commit_covers_what_is_in_it(stage: Stage) -> None:
+    """Who follows a killed writer goes on from the last commit: what that needs must still be there."""
+    assembler = stage.assembler(NUMBERS)
+    committed = 0
+    for number in range(40 * CHUNK):
+        before = stage.commits
+        stage.put(assembler, numbers(number, number + 1))
+        stage.pipeline.drain()  # being written is not enough
+        if number % 37 == 36:
+            committed = stage.commit(assembler) or committed
+        elif stage.commits > before:
+            # It was asked for because there was no room: nothing was left to be covered but this batch.
+            committed = number // CHUNK * CHUNK
+        standing = assembler.standing(committed)
+        assert standing
+        assert standing.items == committed
+        expected = numbers(committed // CHUNK * CHUNK, committed)
+        np.testing.assert_array_equal(assembler.tail(standing).view("<i8"), expected)
+    assert stage.commits > 40 * CHUNK // 37 + 5
+    assembler.finish()
+    np.testing.assert_array_equal(stage.read("n"), numbers(0, 40 * CHUNK))
+
+
+def test_no_commit_is_asked_for_while_buffers_are_free(stage: Stage) -> None:
+    assembler = stage.assembler(NUMBERS)
+    for number in range(3 * CHUNK):
+        stage.put(assembler, numbers(number, number + 1))
+    assert stage.commits == 0  # each of three buffers was filled once
+    stage.pipeline.drain()
+    assert stage.commit(assembler) == 3 * CHUNK
+    for number in range(3 * CHUNK, 6 * CHUNK):
+        stage.put(assembler, numbers(number, number + 1))
+    assert stage.commits == 1
+    stage.put(assembler, numbers(6 * CHUNK, 6 * CHUNK + 1))
+    assert stage.commits == 2
+    assembler.finish()
+
+
+def test_whole_chunks_of_a_batch_need_no_buffers(stage: Stage) -> None:
+    assembler = stage.assembler(NUMBERS)
+    for start in range(0, 100 * CHUNK, 10 * CHUNK):
+        stage.put(assembler, numbers(start, start + 10 * CHUNK))
+    assert stage.commits == 0
+    assembler.finish()
+
+
+def test_a_commit_that_makes_no_room_is_an_error(stage: Stage) -> None:
+    assembler = stage.assembler(NUMBERS)
+    for _ in range(3 * CHUNK):
+        assembler.append(numbers(0, 1))  # of which nobody ever says that they are covered
+    with pytest.raises(BrokenError, match="n: a commit left none of its buffers free") as caught:
+        assembler.append(numbers(0, 1))
+    caught.value.__traceback__ = None  # its frames look at the buffers
+    assert stage.commits == 1
+
+
+def test_a_stream_that_no_commit_covers_asks_for_none(stage: Stage) -> None:
+    """As while a new column is filled up: its buffers come free when they are written."""
+
+    def encode(chunk: Chunk) -> tuple[bytes, int]:
+        time.sleep(0.005)
+        return bytes(chunk), 3
+
+    assembler = stage.assembler(NUMBERS, encode)
+    assembler.guarded = False
+    for number in range(20 * CHUNK + 3):
+        assembler.append(numbers(number, number + 1))
+    assert stage.commits == 0
+    assembler.finish()
+    np.testing.assert_array_equal(stage.read("n"), numbers(0, 20 * CHUNK + 3))
+
+
+def test_where_a_stream_stood_is_told_of_every_commit_since_the_last(stage: Stage) -> None:
+    assembler = stage.assembler(NUMBERS)
+    assert assembler.standing(0) == Standing(0)
+    for start, stop in itertools.pairwise([0, 3, 7, CHUNK, CHUNK + 2, 2 * CHUNK + 5]):
+        assembler.append(numbers(start, stop))
+    assert [assembler.standing(items) for items in (3, 7, CHUNK, CHUNK + 2, 2 * CHUNK + 5)] == [
+        Standing(3, 0),
+        Standing(7, 0),
+        Standing(CHUNK),
+        Standing(CHUNK + 2, 1),
+        Standing(2 * CHUNK + 5, 2),
+    ]
+    assert len(assembler.tail(Standing(CHUNK))) == 0
+    assembler.publish()
+    assert assembler.standing(2 * CHUNK + 5) == Standing(2 * CHUNK + 5, 2, True)
+    assert assembler.standing(CHUNK + 2) == Standing(CHUNK + 2, 1, False)
+    with pytest.raises(BrokenError, match=f"item {3 * CHUNK + 1} is in none of its buffers"):
+        assembler.standing(3 * CHUNK + 1)
+    assembler.finish()
+
+
+def test_a_mask_that_begins_late_stood_nowhere_before(stage: Stage) -> None:
+    stream = Stream("validity", "mask", "|b1", (), 1, lazy=True)
+    assembler = stage.assembler(stream, items=CHUNK + 3)
+    assembler.begin_at(CHUNK + 3)
+    assembler.append(np.array([False, True]))
+    assert [assembler.standing(items) for items in (0, CHUNK, CHUNK + 2)] == [None] * 3
+    standing = assembler.standing(CHUNK + 5)
+    assert standing == Standing(CHUNK + 5, 0)
+    assert standing
+    assert assembler.tail(standing).tolist() == [1, 1, 1, 0, 1]
+    assembler.finish()
+
+
+# -- one that follows another ----------------------------------------------------------------------------
+
+
+def run(stage: Stage, assembler: ChunkAssembler, batches: list[tuple[int, str]]) -> None:
+    """Put batches of so many numbers; after each, commit or publish if told so."""
+    for size, what in batches:
+        stage.put(assembler, numbers(assembler.total, assembler.total + size))
+        if what == "publish":
+            assembler.publish()
+        elif what:
+            stage.commit(assembler)
+
+
+BATCHES = st.lists(st.tuples(st.integers(0, 3 * CHUNK), st.sampled_from(["", "", "commit", "publish"])))
+
+
+@settings(max_examples=40, deadline=None)
+@given(before=BATCHES, after=BATCHES, compressed=st.booleans())
+def test_who_goes_on_from_a_commit_makes_the_same_file(
+    before: list[tuple[int, str]], after: list[tuple[int, str]], compressed: bool
+) -> None:
+    """The writer before is gone at any moment; its file, its journal and its buffers are what is left."""
+    codec = Codec.parse("gzip")
+    encode = codec.encoder(8, 8 * CHUNK) if compressed else raw(3)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory(dir="/dev/shm", prefix="shmstore-test-") as shared,
+    ):
+        path, tails_path = Path(folder) / "recording.h5", Path(shared) / "n"
+        file = RecordingFile.create(path, {}, "{}")
+        stage = Stage(file, CodecPipeline(2, 1 << 20, lambda: None), [], Path(shared))
+        assembler = stage.assembler(NUMBERS, encode)
+        run(stage, assembler, before)
+        standing = stage.standing
+        # Between commits the pipeline goes on writing, so there may be more in the file than they cover.
+        stage.pipeline.drain()
+        stage.pipeline.close()
+        file.flush()
+        file.close()
+        del assembler
+        stage.assemblers.clear()
+        stage.tails[0].leave()
+
+        with JournalReader(recovery_folder(path) / "journal") as reader:
+            list(reader)
+            end = reader.end
+        file = RecordingFile.resume(path, Journal.reopen(recovery_folder(path) / "journal", end))
+        stage = Stage(file, CodecPipeline(2, 1 << 20, lambda: None), [], Path(shared))
+        dataset = file.restore_dataset("/n", NUMBERS, CHUNK, codec)
+        dataset.known_items = int(dataset.id.shape[0])
+        tails = Tails.attach(tails_path, [8 * CHUNK], 3)
+        stage.tails.append(tails)
+        follower = stage.place(dataset, NUMBERS, tails.buffers[0], encode, standing)
+        assert follower.total == (standing.items if standing else 0)
+        run(stage, follower, after)
+        total = follower.total
+        follower.finish()
+        del follower
+        stage.close()
+        file.finish("complete", "{}", {})
+        with h5py.File(path) as found:
+            # The extent may reach further: over what was put before and not committed, and not put again.
+            np.testing.assert_array_equal(found["n"][:total], numbers(0, total))
+
+
 # -- variable-length items -------------------------------------------------------------------------------
 
 
@@ -216,3 +453,20 @@ def test_variable_items_are_gathered_up_to_a_bound(stage: Stage) -> None:
     assembler.append(batch)
     assert assembler.dataset.known_items == assembler.total == 80_000
     assert len(stage.read("text")) == 80_000
+
+
+def test_variable_items_go_on_where_they_were_committed(stage: Stage) -> None:
+    dataset = stage.dataset(Stream("values", "text", "utf8"))
+    one = VariableAssembler(dataset)
+    one.append(objects("a", "b", "c"))
+    one.publish()
+    assert one.standing(2) == Standing(2)
+    assert len(one.tail(Standing(2))) == 0
+    one.committed(2)
+    follower = VariableAssembler(dataset, 2)
+    assert follower.total == 2
+    follower.publish()
+    follower.append(objects("C", "d"))
+    follower.publish()
+    assert follower.total == 4
+    assert [text.decode() for text in stage.read("text")] == ["a", "b", "C", "d"]

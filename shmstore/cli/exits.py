@@ -15,7 +15,16 @@ WRONG_CALL = 2
 ENVIRONMENT = 3
 
 #: What fails here is the machine's fault; all else that the system refuses is the file's, or its name's.
-_MACHINE = {errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+_MACHINE = {
+    errno.EIO,
+    errno.ENOMEM,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+}
 
 
 def exit_code(error: BaseException) -> int:

@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     documents, codes = [], [0]
     for path in options.files:
         try:
-            with _progress(screen, path) as progress:
+            with file_progress(screen, path) as progress:
                 report = verify(path, progress)
         except (StorageError, IncompleteFileError) as error:
             screen.error(str(error))
@@ -99,5 +99,6 @@ class _Bar:
         self._view.update(self._task, completed=done, total=total)
 
 
-def _progress(screen: Screen, path: Path) -> AbstractContextManager[Any]:
+def file_progress(screen: Screen, path: Path) -> AbstractContextManager[Any]:
+    """Show how far a file is, where that can be shown; gives what is called with bytes done and in all."""
     return _Bar(screen, path) if screen.animated else nullcontext()

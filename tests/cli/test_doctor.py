@@ -40,7 +40,6 @@ def test_what_was_killed_is_shown_and_reclaimed_by_what_it_holds(
 ) -> None:
     empty = wreck(output_dir, shared_folder, name="empty")
     full = wreck(output_dir, shared_folder, "put", "flush", "stop", "put", "put", name="full")
-    (full.folder / "recording").write_text(str(full.path))
 
     result = doctor(output_dir, shared_folder)
     assert result.returncode == 1
@@ -61,7 +60,7 @@ def test_what_was_killed_is_shown_and_reclaimed_by_what_it_holds(
     assert (session["name"], session["batches"], session["rows"]) == ("full", 2, 2 * ROWS)
     assert (session["holds_data"], session["left_behind"]) == (True, True)
     assert session["remedy"] == f"shmstore recover {full.path}"
-    assert {file["kind"] for file in found["files"]} == {"recording"}
+    assert {file["kind"] for file in found["files"]} == {"recording", "recovery"}
     assert found["shared_memory"]["path"] == str(shared_folder)
     assert not empty.folder.exists()
     assert full.folder.exists()
@@ -79,7 +78,10 @@ def test_the_configured_folders_are_looked_at(output_dir: Path, shared_folder: P
         f'[storage]\noutput_dir = "data"\nshm_dir = "{shared_folder}"\n'
     )
     found = document(shmstore("doctor", "--json", cwd=output_dir))
-    assert [file["path"] for file in found["files"]] == [f"data/{left.path.name}"]
+    assert [file["path"] for file in found["files"]] == [
+        f"data/{left.path.name}",
+        f"data/{left.path.name}.recovery",
+    ]
     assert [session["folder"] for session in found["sessions"]] == [str(left.folder)]
 
 

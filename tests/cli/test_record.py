@@ -132,7 +132,10 @@ def test_a_killed_station_is_reported_and_the_rest_is_recorded(output_dir: Path)
         assert 0 < file["cpu/time"].shape[0] < file["network/time"].shape[0]
 
 
-def test_a_killed_writer_is_one_line(output_dir: Path) -> None:
+def test_a_writer_that_is_given_up_is_one_line(output_dir: Path, shared_folder: Path) -> None:
+    (output_dir / "shmstore.toml").write_text(
+        f'[storage]\nwriter_deaths = 0\nstandby = false\nshm_dir = "{shared_folder}"\n'
+    )
     with running("record", "host", "--seconds", "0", cwd=output_dir) as process:
         assert process.stdout is not None
         read_until(process.stdout, lambda line: "rows/s" in line)
@@ -145,6 +148,7 @@ def test_a_killed_writer_is_one_line(output_dir: Path) -> None:
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "writer" in err
+    assert "shmstore recover" in err
     assert len(err.splitlines()) == 1
 
 

@@ -166,6 +166,7 @@ class Shim:
         only: str | None = None,
         once: Path | None = None,
         holds_while: Path | None = None,
+        free: Path | None = None,
         count: Path | None = None,
     ) -> dict[str, str]:
         """Return the variables that put the shim into a process, to be added to its environment.
@@ -174,7 +175,7 @@ class Shim:
         ----------
         under
             The folder whose files are watched; it must exist. No file named here may lie in it.
-        trace, plan, only, once, holds_while, count
+        trace, plan, only, once, holds_while, free, count
             What ``FAULTS_TRACE`` and so on are set to; ``holds_while`` is ``FAULTS_WHILE``.
         """
         assert under.is_dir(), f"{under} must be there before it is watched"
@@ -184,6 +185,7 @@ class Shim:
             "ONLY": only,
             "ONCE": once,
             "WHILE": holds_while,
+            "FREE": free,
             "COUNT": count,
         }
         loaded = [str(self.library), *os.environ.get("LD_PRELOAD", "").split(":")]

@@ -37,20 +37,20 @@ INSTRUMENTS = ("left", "right")
 LARGEST_ROWS = 4000  # such a batch is never cut into slices: it is sealed whole or not at all
 BATCHES = 200_000  # more than any producer will put
 _FILE = "daq.h5"
-_MARK = "CREW_FOLDER"  # in the environment of the owner and of all that it starts
+MARK = "CREW_FOLDER"  # in the environment of the owner and of all that it starts
 
 
 # -- the processes ---------------------------------------------------------------------------------------
 
 
-def _own(folder: Path, producers: int, seconds: float, settings: dict[str, Any]) -> None:
+def _own(folder: Path, producers: int, seconds: float, pause_s: float, settings: dict[str, Any]) -> None:
     """Record while the producers put; say who they are on standard output; close the recording."""
     import shmstore
 
     with shmstore.HDF5Storage(output_dir=folder / "out", filename=_FILE, **settings) as storage:
         crew = []
         for number in range(producers):
-            arguments = ["put", str(folder), storage.name, str(number), str(seconds)]
+            arguments = ["put", str(folder), storage.name, str(number), str(seconds), str(pause_s)]
             crew.append(
                 subprocess.Popen([sys.executable, "-P", __file__, *arguments], stdout=subprocess.PIPE)
             )
@@ -64,8 +64,8 @@ def _own(folder: Path, producers: int, seconds: float, settings: dict[str, Any])
             process.wait()
 
 
-def _put(folder: Path, name: str, number: int, seconds: float) -> None:
-    """Put for so long; the count of batches is stored after each."""
+def _put(folder: Path, name: str, number: int, seconds: float, pause_s: float) -> None:
+    """Put for so long, with pauses; the count of batches is stored after each."""
     import shmstore
 
     plan = sizes(number, 0, BATCHES, LARGEST_ROWS).tolist()
@@ -79,6 +79,8 @@ def _put(folder: Path, name: str, number: int, seconds: float) -> None:
                     break
                 producer.put(batch(number, sequence, rows), timeout=TIMEOUT_S)
                 sealed[0] = sequence + 1  # one store: there is no half of it
+                if pause_s:
+                    time.sleep(pause_s)
                 if not sequence:
                     print("ready", flush=True)
                     sys.stdin.read()  # until the owner closes it
@@ -125,11 +127,11 @@ class Crew:
     def writers(self) -> list[int]:
         """Return the process ids of all writers that live now: replacements and standbys too."""
         known = {self.owner, *self.producers}
-        return [process.pid for process in _living(self.folder) if process.pid not in known]
+        return [process.pid for process in living(self.folder) if process.pid not in known]
 
     def everybody(self) -> list[int]:
         """Return the process ids of all that live now."""
-        return [process.pid for process in _living(self.folder)]
+        return [process.pid for process in living(self.folder)]
 
     def kill(self, *pids: int, number: int = signal.SIGKILL) -> None:
         """Send a signal to processes, in this order, with nothing between; who is gone is not missed."""
@@ -144,7 +146,7 @@ class Crew:
     def wait_for_all(self, timeout_s: float = TIMEOUT_S) -> None:
         """Wait until nobody lives."""
         self._owner.wait(timeout_s)
-        _wait_for(_living(self.folder), self.owner, timeout_s)
+        _wait_for(living(self.folder), self.owner, timeout_s)
 
     def sealed(self) -> dict[int, int]:
         """Return how many batches each producer has counted as sealed, by its number."""
@@ -166,6 +168,7 @@ def run_crew(
     seconds: float = 2.0,
     *,
     strings: str = "vlen",
+    pause_s: float = 0.0,
     env: Mapping[str, str] | None = None,
     **settings: Any,
 ) -> Iterator[Crew]:
@@ -185,6 +188,8 @@ def run_crew(
         How long.
     strings
         How text is stored.
+    pause_s
+        What a producer waits after each batch.
     env
         What is added to the environment of all: that of a shim that watches ``folder / "out"``, say. That
         folder is made before the environment is used.
@@ -205,11 +210,12 @@ def run_crew(
             str(folder),
             str(producers),
             str(seconds),
+            str(pause_s),
             json.dumps(chosen),
         ],
         stdout=subprocess.PIPE,
         text=True,
-        env=environment() | {_MARK: str(folder)} | dict(env or {}),
+        env=environment() | {MARK: str(folder)} | dict(env or {}),
     )
     try:
         assert owner.stdout
@@ -218,7 +224,7 @@ def run_crew(
         assert said, f"the owner ended with exit code {owner.wait(TIMEOUT_S)} before the recording ran"
         yield Crew(folder, owner, **json.loads(said))
     finally:
-        while left := _living(folder):  # again, for a writer that was started meanwhile
+        while left := living(folder):  # again, for a writer that was started meanwhile
             for process in left:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
@@ -233,12 +239,12 @@ def _wait_for(processes: list[psutil.Process], owner: int, timeout_s: float) -> 
     assert not alive, f"still there after {timeout_s} s: {alive}"
 
 
-def _living(folder: Path) -> list[psutil.Process]:
-    """Return the processes of a crew: found by their environment, whoever their parent is by now."""
+def living(folder: Path) -> list[psutil.Process]:
+    """Return the processes of a crew: found by `MARK` in their environment, whoever their parent is."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(_MARK) == str(folder):
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == str(folder):
                 found.append(process)
     return found
 
@@ -312,12 +318,12 @@ def check_file(path: Path, sealed: Mapping[int, int]) -> Findings:
     with h5py.File(path, "r") as file:
         for side, name in enumerate(INSTRUMENTS):
             mine = {number: count for number, count in sealed.items() if number % 2 == side}
-            rows = _read(file[name], name, found) if name in file else _no_rows()
-            _judge(rows, mine, found)
+            rows = read_rows(file[name], name, found) if name in file else _no_rows()
+            judge(rows, mine, found)
     return found
 
 
-def _read(group: Any, name: str, found: Findings) -> Numbers:
+def read_rows(group: Any, name: str, found: Findings) -> Numbers:
     """Return producer, sequence and row of all rows; note those whose other values are not theirs."""
     missing = [f"{name}/{column} is missing" for column in SCHEMA.names if column not in group]
     if missing:
@@ -349,12 +355,14 @@ def _length(stored: Any) -> int:
     return len(stored["OFFSETS"]) - 1 if isinstance(stored, h5py.Group) else len(stored)
 
 
-def _judge(rows: Numbers, sealed: Mapping[int, int], found: Findings) -> None:
-    """Compare the rows of one instrument with what its producers put."""
+def judge(
+    rows: Numbers, sealed: Mapping[int, int], found: Findings, largest_rows: int = LARGEST_ROWS
+) -> None:
+    """Compare the rows of one instrument with what its producers put, in batches of up to so many rows."""
     _add(found, "invented", rows[~np.isin(rows[:, 0], list(sealed))])
     for number, count in sealed.items():
         # Where each batch begins if all rows of the producer stand in a row; one more may have been sealed.
-        starts = np.concatenate([[0], np.cumsum(sizes(number, 0, count + 1, LARGEST_ROWS))])
+        starts = np.concatenate([[0], np.cumsum(sizes(number, 0, count + 1, largest_rows))])
         mine = rows[rows[:, 0] == number]
         sequence, row = mine[:, 1], mine[:, 2]
         known = (sequence >= 0) & (sequence <= count)
@@ -386,6 +394,12 @@ def _add(found: Findings, name: str, rows: Numbers) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "own":
-        _own(Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), json.loads(sys.argv[5]))
+        _own(
+            Path(sys.argv[2]),
+            int(sys.argv[3]),
+            float(sys.argv[4]),
+            float(sys.argv[5]),
+            json.loads(sys.argv[6]),
+        )
     else:
-        _put(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), float(sys.argv[5]))
+        _put(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), float(sys.argv[5]), float(sys.argv[6]))

@@ -13,6 +13,8 @@
  *   FAULTS_ONCE=file    the plan is for one process: the first that comes to a fault makes this file, and
  *                       every other one that finds it is left in peace.
  *   FAULTS_WHILE=file   the plan holds as long as this file exists.
+ *   FAULTS_FREE=file    as long as this file exists, the disk says that it has so many bytes left as the number
+ *                       in it tells; what is written is not refused by that.
  *   FAULTS_COUNT=file   a page of 64-bit counters, one per op, that all processes add to.
  *
  * Every file operation is seen, or refused: what would change a file unseen (a shared writable mapping, stdio,
@@ -36,6 +38,7 @@
 #include <sys/mman.h>
 #include <sys/sendfile.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -79,7 +82,7 @@ struct call {
 
 static char under[PATH_MAX];
 static size_t under_bytes; /* 0: not armed */
-static const char *only, *once, *while_there;
+static const char *only, *once, *while_there, *free_told;
 static int once_is; /* 1: our own, -1: another process's */
 static struct fault plan[16];
 static int planned;
@@ -162,6 +165,7 @@ __attribute__((constructor)) static void start(void) {
     only = getenv("FAULTS_ONLY");
     once = getenv("FAULTS_ONCE");
     while_there = getenv("FAULTS_WHILE");
+    free_told = getenv("FAULTS_FREE");
     const char *text = getenv("FAULTS_PLAN"), *trace = getenv("FAULTS_TRACE"), *count = getenv("FAULTS_COUNT");
     char *copy = text ? strdup(text) : NULL;
     for (char *rest = copy, *one; (one = strsep(&rest, ","));) add_fault(one);
@@ -581,6 +585,41 @@ int truncate(const char *path, off_t size) {
 
 int truncate64(const char *path, off_t size) {
     return truncate(path, size);
+}
+
+/* -- free space ---------------------------------------------------------------------------------------------- */
+
+static void tell_free(struct statvfs *found) {
+    char text[32] = "";
+    int fd = free_told ? REAL(openat)(AT_FDCWD, free_told, O_RDONLY | O_CLOEXEC) : -1;
+    if (fd < 0) return;
+    if (read(fd, text, sizeof text - 1) > 0)
+        found->f_bavail = found->f_bfree = strtoull(text, NULL, 10) / found->f_frsize;
+    close(fd);
+}
+
+int fstatvfs(int fd, struct statvfs *found) {
+    char path[PATH_MAX];
+    bool gone;
+    int done = REAL(fstatvfs)(fd, found);
+    if (!done && holds(fd, path, &gone)) tell_free(found);
+    return done;
+}
+
+int fstatvfs64(int fd, struct statvfs64 *found) {
+    _Static_assert(sizeof(struct statvfs64) == sizeof(struct statvfs), "one and the same");
+    return fstatvfs(fd, (struct statvfs *)found);
+}
+
+int statvfs(const char *path, struct statvfs *found) {
+    char real[PATH_MAX], relative[PATH_MAX];
+    int done = REAL(statvfs)(path, found);
+    if (!done && under_bytes && realpath(path, real) && is_ours(real, relative)) tell_free(found);
+    return done;
+}
+
+int statvfs64(const char *path, struct statvfs64 *found) {
+    return statvfs(path, (struct statvfs *)found);
 }
 
 /* -- what would go unseen ----------------------------------------------------------------------------------- */

@@ -46,7 +46,7 @@ def test_a_killed_producer_takes_no_sealed_row_along(tmp_path: Path) -> None:
 
 
 def test_what_was_sealed_is_known_when_all_are_killed(tmp_path: Path) -> None:
-    with run_crew(tmp_path, seconds=60) as crew:
+    with run_crew(tmp_path, seconds=60, standby=False) as crew:
         try:
             writers, everybody = crew.writers(), crew.everybody()
             assert len(writers) == 1

@@ -45,7 +45,7 @@ PUTTER = (
     PRELUDE
     + f"""
 number = int(sys.argv[2])
-client = shmstore.connect(sys.argv[1])
+client = shmstore.connect(*sys.argv[1:2], *sys.argv[3:])
 producer = client.producer("x", SCHEMA)
 sequence = 0
 try:
@@ -80,7 +80,8 @@ while True:
 OWNER = (
     PRELUDE
     + """
-with shmstore.HDF5Storage(output_dir=".", ring_bytes="1MiB") as storage:
+place = {"shm_dir": sys.argv[1]} if sys.argv[1:] else {}
+with shmstore.HDF5Storage(output_dir=".", ring_bytes="1MiB", **place) as storage:
     put(storage.producer("x", SCHEMA), 100)
     say(storage.path)
     say(storage.name)
@@ -429,14 +430,15 @@ def test_a_writer_that_is_asked_to_end_finishes_the_file(output_dir: Path) -> No
     check(storage.path, {0: 10})
 
 
-# -- a writer that is killed ---------------------------------------------------------------------------------
+# -- a writer that is given up -------------------------------------------------------------------------------
 
 
-def killed(folder: Path, puts: int) -> tuple[HDF5Storage, Producer]:
-    """Give a recording that flushed some batches and then lost its writer."""
-    storage = recording_of(folder).start()
+@pytest.fixture
+def killed(output_dir: Path, shared_folder: Path) -> tuple[HDF5Storage, Producer]:
+    """A recording that flushed ten batches, and then lost its writer, which is not to be replaced."""
+    storage = recording_of(output_dir, shm_dir=shared_folder, writer_deaths=0).start()
     producer = storage.producer("x", SCHEMA)
-    put(producer, puts)
+    put(producer, 10)
     storage.flush()
     os.kill(storage.writer_pid, signal.SIGKILL)
     await_exit(storage.writer_pid)
@@ -455,9 +457,11 @@ def killed(folder: Path, puts: int) -> tuple[HDF5Storage, Producer]:
     ],
     ids=["flush", "stats", "set_metadata", "producer", "write_batch", "close"],
 )
-def test_a_killed_writer_breaks_what_asks_for_it(output_dir: Path, use: Callable[[HDF5Storage], Any]) -> None:
-    storage, _ = killed(output_dir, 10)
-    with pytest.raises(shmstore.BrokenError) as caught:
+def test_a_lost_writer_breaks_what_asks_for_it(
+    killed: tuple[HDF5Storage, Producer], use: Callable[[HDF5Storage], Any]
+) -> None:
+    storage, _ = killed
+    with pytest.raises(shmstore.BrokenError, match=f"shmstore recover {storage.path}") as caught:
         use(storage)
     assert "\n" not in str(caught.value)
     end_broken(storage)
@@ -465,7 +469,7 @@ def test_a_killed_writer_breaks_what_asks_for_it(output_dir: Path, use: Callable
 
 
 def end_broken(storage: HDF5Storage) -> None:
-    """Close a broken recording: the first close says so, and leaves nothing behind."""
+    """Close a broken recording: the first close says so, and nothing runs on."""
     if storage_name(storage):
         with pytest.raises(shmstore.BrokenError, match="writer"):
             storage.close()
@@ -480,8 +484,8 @@ def storage_name(storage: HDF5Storage) -> str | None:
         return None
 
 
-def test_a_killed_writer_breaks_puts(output_dir: Path) -> None:
-    storage, producer = killed(output_dir, 10)
+def test_a_lost_writer_breaks_puts(killed: tuple[HDF5Storage, Producer]) -> None:
+    storage, producer = killed
     for _ in range(2):  # some may still go into the ring before the loss is noticed
         with pytest.raises(shmstore.BrokenError, match="writer"):
             put(producer, 100_000, first=10)
@@ -489,11 +493,13 @@ def test_a_killed_writer_breaks_puts(output_dir: Path) -> None:
     check_wreck(storage.path, 10)
 
 
-def test_a_writer_that_is_killed_while_others_wait_for_it(output_dir: Path) -> None:
-    storage = recording_of(output_dir, put_timeout_s=TIMEOUT_S).start()
+def test_a_writer_that_is_lost_while_others_wait_for_it(output_dir: Path, shared_folder: Path) -> None:
+    storage = recording_of(
+        output_dir, put_timeout_s=TIMEOUT_S, shm_dir=shared_folder, writer_deaths=0
+    ).start()
     with (
-        started(PUTTER, output_dir, storage.name, 1) as one,
-        started(PUTTER, output_dir, storage.name, 2) as two,
+        started(PUTTER, output_dir, storage.name, 1, shared_folder) as one,
+        started(PUTTER, output_dir, storage.name, 2, shared_folder) as two,
     ):
         assert [line_from(one), line_from(two)] == ["going"] * 2
         os.kill(storage.writer_pid, signal.SIGSTOP)
@@ -512,13 +518,37 @@ def are_busy(*putters: Any) -> bool:
     return [sum(psutil.Process(putter.pid).cpu_times()[:2]) for putter in putters] != before
 
 
-def test_a_writer_that_is_killed_before_anything_was_put(output_dir: Path) -> None:
-    storage = recording_of(output_dir).start()
+def test_a_writer_that_is_lost_before_anything_was_put(output_dir: Path, shared_folder: Path) -> None:
+    storage = recording_of(output_dir, shm_dir=shared_folder, writer_deaths=0).start()
     os.kill(storage.writer_pid, signal.SIGKILL)
     with pytest.raises(shmstore.BrokenError, match="writer"):
         storage.close()
     with h5py.File(storage.path, "r", swmr=True) as file:
         assert file.attrs["state"] == "recording"
+
+
+@pytest.mark.parametrize("first", ["owner", "writer"])
+def test_owner_and_writer_that_are_killed_break_puts_and_leave_the_rings(
+    output_dir: Path, shared_folder: Path, first: str
+) -> None:
+    with started(OWNER, output_dir, shared_folder) as owner:
+        path, name, writer = (line_from(owner) for _ in range(3))
+        with started(PUTTER, output_dir, name, 1, shared_folder) as putter:
+            assert line_from(putter) == "going"
+            # Stopped, neither can do anything about the other's end.
+            for pid in (owner.pid, int(writer)):
+                os.kill(pid, signal.SIGSTOP)
+            for pid in sorted(
+                (owner.pid, int(writer)), key=lambda pid: (pid == owner.pid) != (first == "owner")
+            ):
+                os.kill(pid, signal.SIGKILL)
+            assert line_from(putter).split()[0] == "BrokenError"
+            assert line_from(putter) == "BrokenError"
+        await_exit(int(writer))
+        with pytest.raises(shmstore.BrokenError, match=f"have died.*`shmstore recover {output_dir / path}`"):
+            shmstore.connect(name, shared_folder)
+    names = {entry.name.partition("-")[0] for entry in (shared_folder / f"shmstore-{name}").iterdir()}
+    assert {"page", "recording", "ring"} <= names
 
 
 # -- producers that die, or are used twice -------------------------------------------------------------------
