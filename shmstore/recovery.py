@@ -371,8 +371,7 @@ class _Recovery:
             owner = os.pidfd_open(os.getpid())
             try:
                 ledger = Ledger.create(work.ledger_path(1), LEDGER_BYTES)
-                writer = Writer(work, config, file, listener, owner, ledger)
-                writer.quarantine_beside(self._path)
+                writer = Writer(work, config, file, listener, owner, ledger, self._path)
                 writer.resume(chronicle, checkpoint)
                 for problem in [*problems, *damaged]:
                     writer.note_problem(problem)

@@ -428,6 +428,11 @@ class Session:
         """Where a ledger is; the one with the highest number counts."""
         return self.folder / f"ledger-{number}"
 
+    def next_ledger_path(self) -> Path:
+        """Where a ledger goes that is to count instead of those that are there, whoever made them."""
+        numbers = [int(path.name.rpartition("-")[2]) for path in self.folder.glob("ledger-*")]
+        return self.ledger_path(max(numbers, default=0) + 1)
+
     # -- end -------------------------------------------------------------------------------------------------
 
     def disown(self) -> None:

@@ -138,7 +138,6 @@ class Writer:
         self._stalled: list[Peer] = []
         self._uncommitted = 0
         self._checkpoint = Checkpoint(0, {}, {}).pack()
-        self._ledgers = 1
         self._commit: Commit | None = None
         self._committed_bytes = 0
         self._last_commit = self._last_publish = self._last_housekeeping = time.monotonic()
@@ -511,12 +510,11 @@ class Writer:
     def _keep(self, checkpoint: bytes) -> None:
         """Put a checkpoint into the ledger: from here on the commit counts."""
         if len(checkpoint) > self._ledger.capacity:
-            larger = Ledger.create(self._session.ledger_path(self._ledgers + 1), 2 * len(checkpoint))
+            larger = Ledger.create(self._session.next_ledger_path(), 2 * len(checkpoint))
             larger.store(checkpoint)
             self._ledger.unlink()
             self._ledger.close()
             self._ledger = larger
-            self._ledgers += 1
         else:
             self._ledger.store(checkpoint)
 
@@ -643,10 +641,6 @@ class Writer:
     def note_problem(self, text: str) -> None:
         """Have the file say that something is wrong with it."""
         self._problem(text)
-
-    def quarantine_beside(self, recording: Path) -> None:
-        """Keep what the file cannot take beside the recording whose place the file will take."""
-        self._quarantine = Quarantine(recording)
 
     def close(self) -> None:
         """Let go of what a writer process would let go of by its end."""

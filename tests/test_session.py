@@ -293,3 +293,16 @@ def test_removing_takes_all_names_away_and_leaves_mappings_alone(shared_folder: 
     assert session.state == State.CLOSED
     segment.close()
     session.close()
+
+
+def test_a_ledger_that_grows_never_takes_the_name_of_one_that_is_there(shared_folder: Path) -> None:
+    """Whoever follows a writer does not know how often that one's ledger grew."""
+    session = Session.create(shared_folder, "growing")
+    try:
+        assert session.next_ledger_path() == session.ledger_path(1)
+        session.ledger_path(1).touch()
+        session.ledger_path(12).touch()
+        assert session.next_ledger_path() == session.ledger_path(13)
+    finally:
+        session.remove()
+        session.close()
