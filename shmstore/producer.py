@@ -335,6 +335,7 @@ class Producer:
         deadline = None if wait_s is None else time.monotonic() + wait_s
         began = time.monotonic_ns()
         self._waits += 1
+        rung = False
         try:
             while True:
                 ring.set_waiting(True)
@@ -343,6 +344,9 @@ class Producer:
                 body = ring.reserve(size)
                 if body is not None:
                     return body
+                if not rung:  # it may sleep: what it has was not pressing before
+                    queue.ring(Descriptor(ring.number, ring.sealed_slots, ring.position, size, 0, 0))
+                    rung = True
                 left = _LOOK_S if deadline is None else min(_LOOK_S, deadline - time.monotonic())
                 if left <= 0:
                     ring.count_rejected(rows)

@@ -17,6 +17,9 @@ from shmstore.ring import Life, Ring, Slot
 from shmstore.session import Session
 from shmstore.steps import step
 
+#: A ring is crowded when more than this share of it is in use.
+_CROWDED_SHARE = 4
+
 
 class Source:
     """One ring and its queue, on the writer's side.
@@ -160,6 +163,19 @@ class Source:
         if freed and self.ring.waiting:
             self.queue.announce_space()
         return freed
+
+    @property
+    def releasable(self) -> bool:
+        """Whether a commit may give back some of what is held.
+
+        Rows that wait for their instrument's datasets can wait on, unless their space is needed.
+        """
+        return bool(self._held) and (_is_settled(self._held[0][1]) or self.crowded)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether the producer waits for space, or soon may."""
+        return self.ring.waiting or self.ring.used > self.ring.capacity // _CROWDED_SHARE
 
     @property
     def idle(self) -> bool:

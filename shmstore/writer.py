@@ -52,8 +52,8 @@ log = logging.getLogger("shmstore.writer")
 _ROUND_SLOTS, _ROUND_BYTES = 64, 8 * 2**20
 #: Unencoded bytes under way for each codec thread: enough that none runs dry while the file is written.
 _WINDOW_BYTES_PER_THREAD = 8 * 2**20
-#: A ring is pressed when more than this share of it is in use; then it gets space in portions of that share.
-_PRESSED_SHARE, _PORTION_SHARE = 4, 8
+#: A crowded ring gets space in portions of this share.
+_PORTION_SHARE = 8
 #: Where an instrument stands of which nothing was committed.
 _NOTHING: Message = {"counts": {}, "bytes_in": 0, "streams": []}
 _LONGEST_SLEEP_S = 0.5
@@ -264,7 +264,7 @@ class Writer:
             key.data()
 
     def _sleep_s(self) -> float:
-        if self._uncommitted:
+        if self._commit_would_free():
             due = self._last_commit + self._config.commit_interval_ms / 1000
             return min(_LONGEST_SLEEP_S, max(0.001, due - time.monotonic()))
         return min(_LONGEST_SLEEP_S, self._config.auto_flush_interval_secs or _LONGEST_SLEEP_S)
@@ -290,7 +290,7 @@ class Writer:
                 break
             taken += 1
             size -= len(slot.body)
-            self._uncommitted += len(slot.body)
+            self._uncommitted += slot.end - slot.position
             self._session.taking = source.number, slot.sequence
             self._session.beat()  # draining a large ring is one turn
             step("writer.slot_taken")
@@ -430,7 +430,7 @@ class Writer:
             self._begin_commit()
 
     def _commit_is_due(self, now: float) -> bool:
-        if not self._uncommitted:
+        if not self._commit_would_free():
             return False
         if (
             self._uncommitted >= self._config.commit_bytes
@@ -445,16 +445,16 @@ class Writer:
         self._pipeline.wake_when(wanted)
         return False
 
+    def _commit_would_free(self) -> bool:
+        """Whether slots are held that a commit may give back."""
+        return any(source.releasable for source in self._sources.values())
+
     def _wanted_bytes(self) -> int | None:
         """Return how many bytes should be written before a ring that fills up gets space; ``None``: no such.
 
         Space comes in portions: each costs a commit, and a producer that waits goes on with any.
         """
-        pressed = [
-            source.ring.capacity
-            for source in self._sources.values()
-            if source.ring.used > source.ring.capacity // _PRESSED_SHARE
-        ]
+        pressed = [source.ring.capacity for source in self._sources.values() if source.crowded]
         return self._committed_bytes + min(pressed) // _PORTION_SHARE if pressed else None
 
     def _commit_now(self) -> None:
@@ -501,7 +501,6 @@ class Writer:
         for source in self._sources.values():
             self._uncommitted -= source.release()
         step("writer.released")
-        self._uncommitted = max(0, self._uncommitted) if self._pipeline.busy else 0
         self._committed_bytes = self._pipeline.written_bytes
         self._commits += 1
         if progressed:
@@ -520,7 +519,7 @@ class Writer:
 
     def _settle_if_crowded(self, instrument: Instrument) -> None:
         if instrument.assembly.waiting_since is not None and any(
-            source.ring.used > source.ring.capacity // 4
+            source.crowded
             for source in self._sources.values()
             if source.instrument_id == instrument.instrument_id
         ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -154,3 +155,32 @@ def test_slices_that_were_sealed_before_the_ring_was_full_are_counted_and_record
     table = shmstore.read(storage.path, "x")
     whole = pa.Table.from_batches([batch(1, 0, ROWS), batch(1, 1, large)])
     assert table.equals(whole.slice(0, account["committed"]))
+
+
+def test_rows_that_are_kept_waiting_for_company_make_way_for_one_that_needs_their_place(
+    output_dir: Path,
+) -> None:
+    """Where nothing but the producer presses: no row more, no second flush."""
+    few, many = (pa.table({"n": pa.array([range(count)], pa.list_(pa.int32()))}) for count in (500, 15_900))
+    with shmstore.HDF5Storage(output_dir=output_dir, ring_bytes=RING_BYTES, auto_flush_interval_secs=0) as it:
+        producer = it.producer("x", few.schema)
+        producer.put(few)
+        time.sleep(0.3)  # the writer has looked at it, and sees no reason to do more
+        producer.put(many, timeout=20)
+    assert shmstore.read(it.path, "x").equals(pa.concat_tables([few, many]))
+
+
+def test_a_ring_that_is_always_full_never_stands_still(output_dir: Path) -> None:
+    """What is taken while a commit is on its way is not forgotten when it ends."""
+    schema = pa.schema([("n", pa.int32())])
+    rows = [1 + number * 7919 % 6000 for number in range(1500)]
+    numbers = pa.array(range(6000), pa.int32())
+    with shmstore.HDF5Storage(
+        output_dir=output_dir, ring_bytes=37_000, auto_flush_interval_secs=0, compression="none"
+    ) as storage:
+        producers = [storage.producer(name, schema, chunk_rows=5000) for name in ("x", "y")]
+        for count in rows:
+            for producer in producers:
+                producer.put(pa.record_batch([numbers[:count]], schema), timeout=20)
+    for name in ("x", "y"):
+        assert shmstore.read(storage.path, name).num_rows == sum(rows)
