@@ -32,9 +32,9 @@ from shmstore.writer import Suspect, Writer
 log = logging.getLogger("shmstore.writer")
 
 
-#: How long a thread may keep the interpreter while another waits for it. The default of 5 ms is as long as it
-#: takes to write ten chunks.
-_SWITCH_S = 0.0005
+#: How long a thread may keep the interpreter while another waits for it. The file thread needs it for
+#: microseconds between two chunks, and in the default of 5 ms the kernel would take ten of them.
+_SWITCH_S = 0.00005
 
 
 def main() -> None:

@@ -179,7 +179,7 @@ class Dataset:
             raise StorageError(
                 22, f"{self.path}: an unfiltered chunk has {self.chunk_bytes} bytes, not {size}"
             )
-        before = self._file.size
+        before = self._file.end
         try:
             self.id.write_direct_chunk((index * self.chunk_items, *self._origin), payload, filter_mask)
         except OSError:
@@ -196,7 +196,7 @@ class Dataset:
         """Write as much of a whole chunk as lies within the extent through HDF5's own filters."""
         items = chunk.view(self._stream.numpy_dtype).reshape(self.chunk_items, *self._stream.item_shape)
         start = index * self.chunk_items
-        before = self._file.size
+        before = self._file.end
         self._write(start, items[: self.known_items - start])
         filter_mask, payload = self.id.read_direct_chunk((start, *self._origin))
         self.bytes_written += len(payload)
@@ -220,7 +220,7 @@ class Dataset:
         if not journal.keeps:
             return
         crc = crc32(payload) if checksum is None else checksum
-        after = self._file.size
+        after = self._file.look_for_end()
         place = self.places.get(index)
         offset = -1
         if after > before:
@@ -279,6 +279,7 @@ class Dataset:
             handle.write_direct_chunk(place, blanked, 0)
 
     def _write(self, start: int, items: npt.NDArray[Any]) -> None:
+        self._file.forget_end()
         space = self.id.get_space()
         shape = self._stream.item_shape
         space.select_hyperslab((start, *self._origin), (len(items), *shape))
@@ -324,6 +325,7 @@ class RecordingFile:
         self._sync_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._named = False  # whether the names of file and folder are sure to be on the disk
         self._structuring = False
+        self._end: int | None = None
         self.failed = False
 
     @classmethod
@@ -666,6 +668,7 @@ class RecordingFile:
             position = self.journal.write()
             step("writer.journal_written")
             self._file.flush()
+            self.forget_end()
             if self.heap_bytes > _HEAP_BYTES:
                 with self.structure():  # closing is the only thing that makes HDF5 let go of the heap
                     self.heap_bytes = 0
@@ -689,6 +692,20 @@ class RecordingFile:
     def size(self) -> int:
         """Bytes of the file."""
         return os.fstat(self._sync_fd).st_size
+
+    @property
+    def end(self) -> int:
+        """Bytes of the file; remembered since the last chunk, as nothing else makes it grow but a flush."""
+        return self.look_for_end() if self._end is None else self._end
+
+    def look_for_end(self) -> int:
+        """Return how many bytes the file has now."""
+        self._end = self.size
+        return self._end
+
+    def forget_end(self) -> None:
+        """The file may have grown."""
+        self._end = None
 
     @property
     def free_bytes(self) -> int:
@@ -771,8 +788,10 @@ class RecordingFile:
         # stop us. That nobody else writes is settled already, by creating the file exclusively.
         self._file = h5py.File(self.path, "r+", libver=_LIBVER, locking=False, **_ALIGNMENT)
         self.generation += 1
+        self.forget_end()
 
     def _start_swmr(self) -> None:
+        self.forget_end()
         self._file.flush()  # if the disk refuses: it is a crash when starting SWMR is what fails
         self._file.swmr_mode = True
         self.generation += 1

@@ -42,7 +42,7 @@ class _Job:
     encoding: Future[None] | None = None
 
     def run(self) -> None:
-        """Encode, and take the checksum; on a codec thread.
+        """Encode, and take the checksum.
 
         The results stay in the job, where they can be let go.
         """
@@ -165,7 +165,7 @@ class CodecPipeline:
             self._wait(lambda: not self.busy or self._under_way + size <= self._window_bytes)
         end = index * dataset.chunk_items + (dataset.chunk_items if items is None else items)
         job = _Job(dataset, index, end, chunk, as_it_is, None if as_it_is else encode)
-        if job.encode is not None or (dataset.keeps_checksums and not job.through_hdf5):
+        if job.encode is not None:
             job.encoding = self._pool.submit(job.run)
         self.submitted += 1
         self._submitted_bytes += size

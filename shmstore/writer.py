@@ -53,7 +53,7 @@ _ROUND_SLOTS, _ROUND_BYTES = 64, 8 * 2**20
 #: Unencoded bytes under way for each codec thread: enough that none runs dry while the file is written.
 _WINDOW_BYTES_PER_THREAD = 8 * 2**20
 #: A crowded ring gets space in portions of this share.
-_PORTION_SHARE = 8
+_PORTION_SHARE = 4
 #: Where an instrument stands of which nothing was committed.
 _NOTHING: Message = {"counts": {}, "bytes_in": 0, "streams": []}
 _LONGEST_SLEEP_S = 0.5
@@ -709,8 +709,7 @@ class Writer:
 
     def _hear_bell(self, source: Source) -> None:
         try:
-            while source.queue.receive():
-                pass
+            source.queue.silence()
         except BrokenError as error:
             # The ring is the truth; a strange record costs nothing, but it should not go unnoticed.
             log.warning("%s", error)

@@ -344,10 +344,14 @@ def test_what_comes_behind_a_chunk_that_failed_is_not_written(
         raise ValueError("the codec failed")
 
     encoders: list[Encode] = [as_it_is, broken, as_it_is]
-    for index, encode in enumerate(encoders):
-        pipeline.submit(dataset, index, chunk_of(index), encode)
-    with pytest.raises(ValueError, match="codec failed"):
+
+    def submit_all() -> None:
+        for index, encode in enumerate(encoders):
+            pipeline.submit(dataset, index, chunk_of(index), encode)  # raises too, once it is known
         pipeline.drain()
+
+    with pytest.raises(ValueError, match="codec failed"):
+        submit_all()
     assert (pipeline.written, dataset.chunks_written) == (1, 1)
     assert stored(file) == [0]
 

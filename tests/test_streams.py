@@ -132,9 +132,9 @@ def stage(tmp_path: Path, shared_folder: Path) -> Iterator[Stage]:
     file = RecordingFile.create(tmp_path / "recording.h5", {}, "{}")
     made = Stage(file, CodecPipeline(2, 1 << 20, lambda: None), [], shared_folder)
     yield made
+    made.close()
     if not made.ended:
         file.close()
-    made.close()
 
 
 def test_whole_chunks_are_borrowed_where_they_lie_and_the_rest_is_copied(stage: Stage) -> None:

@@ -218,7 +218,7 @@ def _unions(draw: st.DrawFn, of: Types, mode: str) -> pa.DataType:
 
 def _run_end_encoded(of: Types) -> Types:
     # Arrow's C interface refuses run ends whose values are run ends.
-    values = of.filter(lambda type_: not pa.types.is_run_end_encoded(type_))
+    values = of.filter(lambda type_: not pa.types.is_run_end_encoded(_storage(type_)))
     return st.builds(pa.run_end_encoded, st.sampled_from([pa.int16(), pa.int32(), pa.int64()]), values)
 
 
@@ -243,6 +243,10 @@ def _opaque(of: Types) -> Types:
 
 def _tagged(of: Types) -> Types:
     return st.builds(Tagged, of.filter(_is_no_extension), st.text(max_size=4))
+
+
+def _storage(type_: pa.DataType) -> pa.DataType:
+    return type_.storage_type if isinstance(type_, pa.BaseExtensionType) else type_
 
 
 def _is_no_extension(type_: pa.DataType) -> bool:
