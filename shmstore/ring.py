@@ -61,6 +61,9 @@ _CRC = struct.Struct("<I")
 _SLOT_MAGIC = 0x544F_4C53  # "SLOT"
 _SEAL = 0x5EA1_ED00_0000_0001
 _PRODUCER_LOCK = 0
+#: No position and no count comes this far: what does is damage, and sums with it would not fit their words.
+_IMPOSSIBLE = 1 << 62
+_WORD = (1 << 64) - 1
 
 
 class Kind(enum.IntEnum):
@@ -151,6 +154,8 @@ class Ring:
         self._consumer = segment.words(_CONSUMER_OFFSET, _WORDS)
         self._cursor: int = self._consumer[_C_TAIL]
         self._borrowed = 0
+        if self._cursor % ALIGNMENT:
+            raise BrokenError(f"ring {number} is damaged: it claims to be released up to {self._cursor}")
 
     @classmethod
     def create(cls, path: Path, capacity: int, number: int) -> Self:
@@ -224,9 +229,10 @@ class Ring:
             )
         head: int = self._producer[_P_HEAD]
         used = head - self._consumer[_C_TAIL]
-        if not 0 <= used <= self.capacity:
+        if not 0 <= used <= self.capacity or (head | used) % ALIGNMENT:
             raise BrokenError(
-                f"ring {self.number} is damaged: it claims {used} of {self.capacity} bytes in use"
+                f"ring {self.number} is damaged: it claims {used} of {self.capacity} bytes in use, up to "
+                f"{head}"
             )
         place = head % self.capacity
         room_to_end = self.capacity - place
@@ -253,11 +259,21 @@ class Ring:
         -------
         int
             Its sequence number. Never reads the body, so the cost does not depend on its length.
+
+        Raises
+        ------
+        BrokenError
+            The ring's counts are damaged; nothing is sealed.
         """
         words = self._producer
         head: int = words[_P_HEAD]
         sequence: int = words[_P_SEQUENCE]
         row_start: int = words[_P_SEALED_ROWS]
+        if head | sequence | row_start >= _IMPOSSIBLE:
+            raise BrokenError(
+                f"ring {self.number} is damaged: it claims {sequence} batches of {row_start} rows, up to "
+                f"{head}"
+            )
         self._write_header(
             head % self.capacity, kind, head, sequence, length, row_start, rows, schema_id, skip
         )
@@ -265,7 +281,7 @@ class Ring:
         words[_P_SEQUENCE] = sequence + 1
         step("producer.half_counted")
         words[_P_SEALED_ROWS] = row_start + rows
-        words[_P_SEALED_BYTES] += length
+        self._count(_P_SEALED_BYTES, length)
         step("producer.counted")
         words[_P_HEAD] = head + SLOT_HEADER_BYTES + align(length)
         return sequence
@@ -290,16 +306,20 @@ class Ring:
 
     def count_dropped(self, rows: int) -> None:
         """Count rows that the policy ``drop_newest`` threw away."""
-        self._producer[_P_DROPPED_ROWS] += rows
+        self._count(_P_DROPPED_ROWS, rows)
 
     def count_rejected(self, rows: int) -> None:
         """Count rows that were refused with an error."""
-        self._producer[_P_REJECTED_ROWS] += rows
+        self._count(_P_REJECTED_ROWS, rows)
 
     def count_refused(self, rows: int) -> None:
         """Count rows that were sealed, but that the consumer did not take at the end, as rejected instead."""
-        self._producer[_P_SEALED_ROWS] -= rows
-        self._producer[_P_REJECTED_ROWS] += rows
+        self._count(_P_SEALED_ROWS, -rows)
+        self._count(_P_REJECTED_ROWS, rows)
+
+    def _count(self, word: int, more: int) -> None:
+        # Around the end of the word, should it be damaged: to count must not fail.
+        self._producer[word] = (self._producer[word] + more) & _WORD
 
     def set_waiting(self, waiting: bool) -> None:
         """Tell the consumer whether it should say when space comes free."""
@@ -394,8 +414,10 @@ class Ring:
         Raises
         ------
         BrokenError
-            The next header carries its seal but does not hold together: the ring is damaged from here on.
+            There is no slot where the producer counts one, or its header carries its seal but does not hold
+            together: the ring is damaged from here on.
         """
+        counted: int = self._producer[_P_HEAD]  # looked at first: it is stored after the seal
         while (header := self._header_at(self._cursor)) is not None:
             kind, position, sequence, length, row_start, rows, schema_id, skip = header
             end = position + SLOT_HEADER_BYTES + align(length)
@@ -416,6 +438,11 @@ class Ring:
             body = exporter.data.toreadonly()
             viewed = weakref.ref(exporter)
             return Slot(position, end, sequence, Kind(kind), row_start, rows, schema_id, skip, body, viewed)
+        if self._cursor < counted:
+            raise BrokenError(
+                f"ring {self.number} is damaged at position {self._cursor}: no slot is sealed there, and the "
+                f"producer has come to {counted}"
+            )
         return None
 
     def _header_at(self, position: int) -> tuple[int, int, int, int, int, int, int, int] | None:
@@ -423,6 +450,8 @@ class Ring:
 
         ``None`` if none is sealed there.
         """
+        if position % ALIGNMENT:
+            raise BrokenError(f"ring {self.number} is damaged: it claims a slot at position {position}")
         place = position % self.capacity
         if self._words[place // 8 + 7] != position ^ _SEAL:
             return None
@@ -436,6 +465,7 @@ class Ring:
             or kind > Kind.STREAM
             or place + SLOT_HEADER_BYTES + align(length) > self.capacity
             or skip > length
+            or position | sequence | row_start >= _IMPOSSIBLE
         ):
             raise BrokenError(
                 f"ring {self.number} is damaged at position {position}: its header does not hold together"
@@ -451,8 +481,6 @@ class Ring:
             The ring is damaged.
         """
         position: int = self._consumer[_C_TAIL]
-        if position % ALIGNMENT:
-            raise BrokenError(f"ring {self.number} is damaged: it claims to be released up to {position}")
         last = position + self.capacity
         slots = total = 0
         while position < last and (header := self._header_at(position)) is not None:

@@ -66,7 +66,12 @@ class Source:
         self._settled = 0  # of them, from the first on, have a ticket that says when it is due
         self._ripe = 0
         if standing is not None:
-            self._go_on(standing)
+            try:
+                self._go_on(standing)
+            except BrokenError:
+                self.queue.close()
+                self.ring.close()
+                raise
 
     def _go_on(self, standing: SourceStanding) -> None:
         self.account = Account.of(self.instrument_id, self.number, standing)
@@ -185,7 +190,10 @@ class Source:
     @property
     def ended(self) -> bool:
         """Whether its producer has ended, by its own word or because it died."""
-        life = self.ring.life
+        try:
+            life = self.ring.life
+        except BrokenError:  # its word is damaged: the kernel's is enough
+            life = Life.ATTACHED
         return life >= Life.CLOSED or (life == Life.ATTACHED and not self.ring.producer_lives)
 
     def settle_account(self) -> Account:

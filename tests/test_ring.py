@@ -6,6 +6,7 @@ import os
 import signal
 import struct
 import tempfile
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -380,6 +381,68 @@ def test_a_damaged_position_of_the_consumer_is_noticed_by_the_producer(ring: Rin
         ring.reserve(10)
 
 
+def test_a_slot_that_the_producer_counts_and_that_is_not_there_is_noticed(ring: Ring) -> None:
+    """Its seal is gone: to wait for it would be to wait for ever."""
+    for _ in range(3):
+        seal(ring, 64)
+    ring.release(take(ring))
+    ring.segment.view[HEADER_BYTES + 128 + 56] ^= 1
+    with pytest.raises(BrokenError, match="damaged at position 128: no slot is sealed there"):
+        ring.borrow()
+
+
+@pytest.mark.parametrize("where", [13, CAPACITY - 3, 2**64 - 1])
+def test_a_position_where_no_slot_can_be_is_refused_by_all(
+    ring: Ring, shared_folder: Path, where: int
+) -> None:
+    onlooker = Ring.attach(shared_folder / "ring-9")
+    producer, consumer = ring.segment.words(1024, 1), ring.segment.words(2048, 1)
+    producer[0] = where
+    with pytest.raises(BrokenError, match="damaged"):
+        ring.claim(os.getpid())
+    with pytest.raises(BrokenError, match="damaged"):
+        ring.reserve(10)
+    consumer[0] = where
+    with pytest.raises(BrokenError, match="damaged"):
+        ring.reserve(10)
+    with pytest.raises(BrokenError, match="damaged"):
+        onlooker.unreleased()
+    with pytest.raises(BrokenError, match=f"released up to {where}"):
+        Ring.attach(shared_folder / "ring-9")
+    onlooker.close()
+
+
+@pytest.mark.parametrize("word", [2, 3])
+def test_counts_that_cannot_be_are_refused_before_a_slot_is_sealed(ring: Ring, word: int) -> None:
+    ring.segment.words(1024, 16)[word] = 2**64 - 1
+    assert ring.reserve(10) is not None
+    with pytest.raises(BrokenError, match="damaged: it claims"):
+        ring.seal(Kind.IPC, 10, 1, 0)
+    assert ring.borrow() is None
+
+
+def test_counting_goes_on_whatever_the_counts_are(ring: Ring) -> None:
+    words = ring.segment.words(1024, 16)
+    words[5] = words[6] = words[7] = 2**64 - 1
+    ring.count_dropped(2)
+    ring.count_rejected(2)
+    ring.count_refused(5)
+    assert (ring.dropped_rows, ring.rejected_rows) == (1, 6)
+    words[3] = 0
+    seal(ring, 64)
+    assert ring.sealed_bytes == 63
+
+
+@pytest.mark.parametrize("at", [16, 32])
+def test_a_header_that_counts_too_far_is_refused_though_its_checksum_is_right(ring: Ring, at: int) -> None:
+    seal(ring, 64)
+    view = ring.segment.view
+    struct.pack_into("<Q", view, HEADER_BYTES + at, 2**63)
+    struct.pack_into("<I", view, HEADER_BYTES + 52, zlib.crc32(view[HEADER_BYTES : HEADER_BYTES + 52]))
+    with pytest.raises(BrokenError, match="does not hold together"):
+        ring.borrow()
+
+
 @pytest.mark.parametrize(
     ("offset", "message"), [(0, "no ring of this version"), (8, "no ring of this version"), (17, "damaged")]
 )
@@ -437,7 +500,7 @@ def test_an_onlooker_names_a_damaged_ring(ring: Ring) -> None:
     with pytest.raises(BrokenError, match="damaged at position 0"):
         ring.unreleased()
     ring.segment.words(2048, 1)[0] = 3
-    with pytest.raises(BrokenError, match="released up to 3"):
+    with pytest.raises(BrokenError, match="a slot at position 3"):
         ring.unreleased()
 
 

@@ -295,6 +295,13 @@ def test_missing_rows_are_noticed(source: Source, producer: Ring) -> None:
         source.take()
 
 
+def test_a_producer_whose_word_is_damaged_has_ended_when_it_is_gone(source: Source, producer: Ring) -> None:
+    producer.segment.words(1024, 2)[1] = 77
+    assert not source.ended
+    producer.close()
+    assert source.ended
+
+
 def test_a_damaged_ring_costs_what_was_not_taken(source: Source, producer: Ring) -> None:
     for _ in range(3):
         seal(producer, 10)
