@@ -8,6 +8,7 @@ No lock is taken on a live file: a reader's lock, however short, would make the 
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import stat
@@ -20,6 +21,7 @@ from typing import TypeVar
 
 import h5py
 import hdf5plugin  # noqa: F401  registers the filters that files may need
+from h5py._objects import phil  # the lock that h5py takes around every call of HDF5
 
 from shmstore.errors import ClosedError, IncompleteFileError, StorageError, storage_error
 
@@ -28,6 +30,9 @@ FORMAT_MAJOR = 1
 #: How long to wait for a writer, which takes < 1 ms to add objects, before that counts as an error.
 WINDOW_S = 2.0
 _RETRY_S = 0.002
+#: How often HDF5 reads metadata of a live file whose checksum is wrong. It pauses between, twice as long each
+#: time, from 1 ns: so many attempts take 1 ms, and its own choice of 100 would take a damaged file for ever.
+_METADATA_ATTEMPTS = 20
 _OWN_GROUP = "_shmstore"
 #: What HDF5 says if this process has the file open with another choice of locking.
 _OPEN_OTHERWISE = "file locking"
@@ -220,7 +225,22 @@ def _open(path: Path, live: bool) -> h5py.File:
         except OSError as error:
             if not _writer_has_it(error):
                 raise
-    return h5py.File(path, "r", swmr=True, locking=False)
+    return _open_live(path)
+
+
+def _open_live(path: Path) -> h5py.File:
+    """Open in SWMR mode, without a lock."""
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_file_locking(False, False)
+    with phil:
+        # h5py has no word for it; the symbol is found among the libraries that its module needs.
+        refused = ctypes.PyDLL(h5py.h5p.__file__).H5Pset_metadata_read_attempts(
+            ctypes.c_int64(access.id), ctypes.c_uint(_METADATA_ATTEMPTS)
+        )
+    if refused:
+        raise RuntimeError("HDF5 does not take the number of its attempts to read metadata")
+    flags = h5py.h5f.ACC_RDONLY | h5py.h5f.ACC_SWMR_READ
+    return h5py.File(h5py.h5f.open(os.fsencode(path), flags, access))
 
 
 def _says_recording(path: Path) -> bool:
