@@ -77,10 +77,10 @@ class Session:
         self._page = page
         #: Whether rings and tails stay as they are, whatever is done to them: for who recovers a recording.
         self.private = False
-        self._words = page.words(0, _WORDS)
         self._is_owner = False
-        if self._words[_W_MAGIC] != _MAGIC:
+        if page.size < _PAGE_BYTES or page.words(0, 1)[_W_MAGIC] != _MAGIC:
             raise BrokenError(f"{folder} is no session of this version of shmstore")
+        self._words = page.words(0, _WORDS)
 
     @classmethod
     def create(cls, shm_dir: Path, name: str | None = None) -> Self:
@@ -137,8 +137,9 @@ class Session:
 
     @property
     def state(self) -> State:
-        """Where the recording stands; one load from shared memory."""
-        return State(self._words[_W_STATE])
+        """Where the recording stands; one load from shared memory. What is no state is a damaged page."""
+        word: int = self._words[_W_STATE]
+        return State(word) if word <= State.BROKEN else State.BROKEN
 
     @state.setter
     def state(self, state: State) -> None:
@@ -262,7 +263,10 @@ class Session:
     @property
     def ending(self) -> str:
         """The ending asked for: ``""``, ``"close"`` or ``"abort"``; written by the owner."""
-        return _ENDINGS[self._words[_W_ENDING]]
+        word: int = self._words[_W_ENDING]
+        if word >= len(_ENDINGS):
+            raise BrokenError(f"the page of {self.name!r} is damaged: it asks for ending {word}")
+        return _ENDINGS[word]
 
     @ending.setter
     def ending(self, how: str) -> None:

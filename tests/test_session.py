@@ -271,6 +271,24 @@ def test_attaching_to_what_is_no_session_is_refused(shared_folder: Path, folder:
         Session.attach(folder)
 
 
+def test_a_page_that_was_cut_is_no_session(shared_folder: Path, folder: Path) -> None:
+    session = Session.create(shared_folder, "run")
+    session.close()
+    os.truncate(folder / "page", 100)
+    with pytest.raises(BrokenError, match="no session"):
+        Session.attach(folder)
+
+
+def test_words_that_mean_nothing_are_those_of_a_broken_session(shared_folder: Path) -> None:
+    session = Session.create(shared_folder, "run")
+    session._words[1] = 77
+    assert session.state == State.BROKEN
+    session._words[15] = 3
+    with pytest.raises(BrokenError, match="damaged: it asks for ending 3"):
+        _ = session.ending
+    session.close()
+
+
 def test_every_name_lies_in_the_folder(shared_folder: Path, folder: Path) -> None:
     session = Session.create(shared_folder, "run")
     paths = [session.control_path]
