@@ -87,7 +87,8 @@ class Chronicle:
     path
         The journal.
     covered
-        How far the last commit covers it: a change of schema that began later is told as if it never had.
+        How far the last commit covers it: a change of schema that began later is told as if it never had. A
+        journal that ends before is damaged.
     payloads
         Whether data in the journal is held against its checksums too: after a power cut.
 
@@ -145,6 +146,11 @@ class Chronicle:
                 self._read(covered)
             except (KeyError, TypeError, ValueError, IndexError) as error:
                 raise IncompleteFileError(f"{path} tells what makes no sense: {error!r}") from None
+            if covered is not None and reader.end < covered:
+                raise IncompleteFileError(
+                    f"{path} is damaged at byte {reader.end}: what the last commit covers is told up to byte "
+                    f"{covered}"
+                )
 
     def _read(self, covered: int | None) -> None:
         reader = self._reader

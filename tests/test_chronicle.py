@@ -292,6 +292,21 @@ def test_what_else_came_after_a_commit_counts(journal: Journal) -> None:
 # -- what is damaged -------------------------------------------------------------------------------------
 
 
+def test_a_journal_that_ends_before_the_commit_is_damaged(journal: Journal) -> None:
+    """To go on without what it does not tell would be to lose rows, and not to notice."""
+    instrument(journal, "a")
+    end = journal.write()
+    instrument(journal, "b")
+    covered = journal.write()
+    assert list(tell(journal, covered).instruments) == ["a", "b"]
+    with journal.path.open("r+b") as file:
+        file.seek(end + 50)
+        file.write(b"\xff")
+    with pytest.raises(IncompleteFileError, match=f"damaged at byte {end}: .* up to byte {covered}"):
+        tell(journal, covered)
+    assert list(tell(journal, end).instruments) == ["a"]
+
+
 def test_a_journal_ends_where_it_is_damaged(journal: Journal) -> None:
     instrument(journal, "cam")
     end = journal.write()
