@@ -194,7 +194,11 @@ class Source:
             life = self.ring.life
         except BrokenError:  # its word is damaged: the kernel's is enough
             life = Life.ATTACHED
-        return life >= Life.CLOSED or (life == Life.ATTACHED and not self.ring.producer_lives)
+        if life >= Life.CLOSED:
+            return True
+        # Whoever sealed a slot was attached, whatever its word says.
+        attached = life == Life.ATTACHED or self.ring.has_sealed()
+        return attached and not self.ring.producer_lives
 
     def settle_account(self) -> Account:
         """Read the producer's own counts and return the account."""

@@ -194,7 +194,16 @@ class Writer:
                 # Its producer came to nothing; or a power cut took the ring.
                 self._accounts.append(Account.of(instrument_id, number, taken or SourceStanding()))
                 continue
-            source = Source(self._session, number, instrument_id, taken)
+            try:
+                source = Source(self._session, number, instrument_id, taken)
+            except BrokenError as error:
+                # One ring must not keep all that is in the others from going on.
+                self._accounts.append(Account.of(instrument_id, number, taken or SourceStanding()))
+                self._problem(
+                    f"a ring of {instrument_id!r} cannot be read, what was in it and in no file is lost: "
+                    f"{error}"
+                )
+                continue
             for (ring, schema_id), (link, image) in chronicle.declared.items():
                 if ring == number:
                     source.follows[schema_id] = by_link[link].follows(image)

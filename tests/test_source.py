@@ -302,6 +302,16 @@ def test_a_producer_whose_word_is_damaged_has_ended_when_it_is_gone(source: Sour
     assert source.ended
 
 
+def test_a_producer_that_sealed_and_is_gone_has_ended_whatever_its_word(
+    source: Source, producer: Ring
+) -> None:
+    seal(producer, 5)
+    producer.segment.words(1024, 2)[1] = Life.CREATED
+    assert not source.ended
+    producer.close()
+    assert source.ended
+
+
 def test_a_damaged_ring_costs_what_was_not_taken(source: Source, producer: Ring) -> None:
     for _ in range(3):
         seal(producer, 10)

@@ -223,3 +223,31 @@ def test_a_wrong_call(output_dir: Path, shared_folder: Path) -> None:
     assert only_error(result)
     assert shmstore("recover", "--nonsense", cwd=output_dir).returncode == 2
     assert not list(output_dir.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["cut", "position", "state"])
+def test_a_damaged_ring_does_not_keep_the_rest_from_being_recovered(
+    output_dir: Path, shared_folder: Path, damage: str
+) -> None:
+    left = wreck(output_dir, shared_folder, "put", "flush", "put", "refused", "stop", "put")
+    (ring,) = (path for path in left.folder.glob("ring-*") if _rows(path) == 3 * ROWS)
+    with ring.open("r+b") as file:
+        if damage == "cut":
+            file.truncate(5000)
+        else:
+            file.seek(2048 if damage == "position" else 1032)
+            file.write((77).to_bytes(8, "little"))
+    result = recover(output_dir, shared_folder, left.path)
+    table = package.read(left.path, "x")
+    if damage == "state":  # nothing is missing without it
+        assert len(table) == 3 * ROWS
+    else:
+        assert result.returncode == 1
+        assert "a ring of 'x' cannot be read, what was in it and in no file is lost" in result.stderr
+        assert ROWS <= len(table) <= 2 * ROWS
+    assert len(package.read(left.path, "y")) == 1
+
+
+def _rows(ring: Path) -> int:
+    """Return how many rows were sealed in a ring, by its own word."""
+    return int.from_bytes(ring.read_bytes()[1024 + 24 : 1024 + 32], "little")
