@@ -31,18 +31,23 @@ class Checkpoint:
         Where each instrument stood, by its link: see `InstrumentAssembly.standing`.
     tails : sequence of int
         In the tail files only: the datasets whose unfinished chunks stand beside, in that order.
+    journal : int
+        Number of the journal that `position` is one of; 0: not known. A file that is made anew has another
+        journal, and the ledger tells of it with the next commit only.
     """
 
     position: int
     sources: Mapping[int, SourceStanding]
     instruments: Mapping[str, Mapping[str, Any]]
     tails: Sequence[int] = ()
+    journal: int = 0
 
     def pack(self) -> bytes:
         """Return it as bytes."""
         document = {
             "version": _VERSION,
             "position": self.position,
+            "journal": self.journal,
             "sources": [[number, *standing] for number, standing in self.sources.items()],
             "instruments": self.instruments,
         }
@@ -68,7 +73,11 @@ class Checkpoint:
                 int(number): SourceStanding(*map(int, standing)) for number, *standing in document["sources"]
             }
             return cls(
-                int(document["position"]), sources, dict(document["instruments"]), document.get("tails", ())
+                int(document["position"]),
+                sources,
+                dict(document["instruments"]),
+                document.get("tails", ()),
+                int(document.get("journal", 0)),
             )
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise IncompleteFileError(f"the checkpoint is damaged: {error!r}") from None

@@ -87,10 +87,13 @@ class Chronicle:
     path
         The journal.
     covered
-        How far the last commit covers it: a change of schema that began later is told as if it never had. A
-        journal that ends before is damaged.
+        How far the last commit covers it: a change of schema that began later is told as if it never had.
+    journal
+        Number of the journal that `covered` is a position of; 0: of this one. One that was made anew since
+        covers all that the commit did.
     payloads
-        Whether data in the journal is held against its checksums too: after a power cut.
+        Whether data in the journal that no commit covers is held against its checksums too: after a power
+        cut. What one covers had been synced, and is damaged otherwise, if at all.
 
     Attributes
     ----------
@@ -116,6 +119,8 @@ class Chronicle:
         Where the journal ends, for who goes on with it.
     torn : bool
         Whether HDF5's own structures may be damaged, or ahead of what counts: the file must be made anew.
+    short : bool
+        Whether it ends before what the last commit covers: it was damaged since.
     finished : bool
         Whether the file was finished, and is on the disk: nothing told here is needed any more.
 
@@ -125,7 +130,9 @@ class Chronicle:
         The journal cannot be read.
     """
 
-    def __init__(self, path: Path, covered: int | None = None, *, payloads: bool = False) -> None:
+    def __init__(
+        self, path: Path, covered: int | None = None, *, journal: int = 0, payloads: bool = False
+    ) -> None:
         self.path = path
         self.operations: list[Operation] = []
         self.datasets: list[ToldDataset] = []
@@ -138,7 +145,7 @@ class Chronicle:
         self.torn = self.finished = False
         self._chunks: list[npt.NDArray[np.void]] = []
         self._open: list[Operation] | None = None  # since the structure was opened, and not closed again
-        with JournalReader(path, payloads=payloads) as reader:
+        with JournalReader(path, (covered or 0) if payloads else None) as reader:
             self._reader = reader
             self.identity = reader.header.identity
             self.end = reader.end
@@ -146,11 +153,8 @@ class Chronicle:
                 self._read(covered)
             except (KeyError, TypeError, ValueError, IndexError) as error:
                 raise IncompleteFileError(f"{path} tells what makes no sense: {error!r}") from None
-            if covered is not None and reader.end < covered:
-                raise IncompleteFileError(
-                    f"{path} is damaged at byte {reader.end}: what the last commit covers is told up to byte "
-                    f"{covered}"
-                )
+            ours = journal in (0, reader.number)
+            self.short = covered is not None and ours and reader.end < covered
 
     def _read(self, covered: int | None) -> None:
         reader = self._reader

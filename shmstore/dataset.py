@@ -801,6 +801,32 @@ class RecordingFile:
         self._file.id.set_mdc_config(cache)
 
 
+def note_losses(path: Path, texts: Sequence[str]) -> None:
+    """Have a finished recording say that something of it is lost; on the disk when it returns.
+
+    Parameters
+    ----------
+    path
+        The file, which nobody else has.
+    texts
+        What is lost, for the account.
+
+    Raises
+    ------
+    OSError, RuntimeError
+        As h5py raises them.
+    """
+    with h5py.File(path, "r+", libver=_LIBVER, locking=False) as file:
+        own = file["_shmstore"].attrs
+        account = json.loads(own["accounting"])
+        account |= {"ok": False, "problems": [*account["problems"], *texts]}
+        own["accounting"] = json.dumps(account)
+        if file.attrs["state"] == "complete":
+            file.attrs["state"] = "partial"
+    with path.open("rb") as written:
+        os.fsync(written.fileno())
+
+
 def recovery_folder(path: Path) -> Path:
     """Return the folder beside a recording with what it takes to make it whole; gone after a clean end."""
     return path.with_name(path.name + ".recovery")

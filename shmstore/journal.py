@@ -281,6 +281,11 @@ class Journal:
         return cls(file, number, end)
 
     @property
+    def number(self) -> int:
+        """The journal's number, drawn at random when it was made."""
+        return self._number
+
+    @property
     def position(self) -> int:
         """Bytes of whole records in the file."""
         return self._position
@@ -471,7 +476,7 @@ class NoJournal:
     """Keeps nothing: for a recording that is not to be recovered. As much of `Journal` as is asked of it."""
 
     keeps = False
-    position = 0
+    number = position = 0
 
     def operation(self, name: str, arguments: Mapping[str, Any], blob: bytes = b"") -> int:
         """Forget it."""
@@ -520,9 +525,10 @@ class JournalReader:
     ----------
     path
         The file; as long as it is now.
-    payloads
-        Check payloads too, and stop at one that is damaged. After a power cut a record may be on the disk and
-        its payload not; after a kill that cannot be.
+    payloads_from
+        Check the payloads of records that start there or behind, and stop at one that is damaged. After a
+        power cut a record may be on the disk and its payload not, unless it had been synced; after a kill
+        that cannot be.
 
     Attributes
     ----------
@@ -539,9 +545,9 @@ class JournalReader:
         It is no journal, its first record is damaged, or it has a newer version.
     """
 
-    def __init__(self, path: Path, payloads: bool = False) -> None:
+    def __init__(self, path: Path, payloads_from: int | None = None) -> None:
         self.path = path
-        self._payloads = payloads
+        self._payloads_from = payloads_from
         try:
             self._file = DiskFile.open(path)
         except OSError as error:
@@ -557,6 +563,11 @@ class JournalReader:
             raise
         self.end = self.header.end
         self._block, self._block_start = b"", 0
+
+    @property
+    def number(self) -> int:
+        """The journal's number."""
+        return self._number
 
     @property
     def torn(self) -> bool:
@@ -655,7 +666,8 @@ class JournalReader:
             covered = header[: _RECORD.size]
             if body is None or _CRC.unpack_from(header, _RECORD.size)[0] != crc32(body, crc32(covered)):
                 return None
-            if self._payloads and self._crc_of(offset, length) != crc:
+            checked = self._payloads_from is not None and start >= self._payloads_from
+            if checked and self._crc_of(offset, length) != crc:
                 return None
         except OSError as error:
             raise storage_error(error, "read the journal", self.path) from None

@@ -36,6 +36,7 @@ _BESIDE = {
     ".recovery": "recovery",
     ".recovery.old": "recovery",
     ".quarantine": "quarantine",
+    ".damaged": "damaged",
 }
 _BLOCK_BYTES = 1 << 20
 #: How long a folder may be without a page, or its page without its mark, before nobody is making it.
@@ -154,7 +155,8 @@ class LeftFile:
         Where it is.
     kind : str
         ``"recording"`` (says that it is being recorded, and nobody does), ``"recovery"`` (what it can be
-        recovered from), ``"recovering"`` (a recovery that did not end) or ``"quarantine"``.
+        recovered from), ``"recovering"`` (a recovery that did not end), ``"quarantine"`` or ``"damaged"``
+        (kept by a recovery that could not bring everything over).
     recording : str
         The recording that it belongs to.
     size_bytes : int
@@ -450,6 +452,8 @@ def _leftovers(paths: list[Path], used: set[Path]) -> Iterator[LeftFile]:
         remedy = f"shmstore recover {recording}"
         if kind == "quarantine":
             remedy = f"shmstore ingest {path}/*.arrow, then remove it"
+        elif kind == "damaged":
+            remedy = "remove it, once it is not worth another look"
         elif kind == "recording":
             if not _lies_unfinished(path):
                 continue

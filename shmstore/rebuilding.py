@@ -8,7 +8,8 @@ old one is never touched.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,46 @@ from shmstore.chronicle import INLINE, Chronicle, ToldDataset
 from shmstore.codec import Codec
 from shmstore.dataset import Dataset, RecordingFile
 from shmstore.errors import IncompleteFileError, StorageError, storage_error
-from shmstore.layout import stream_from_dict
+from shmstore.layout import Stream, stream_from_dict
 from shmstore.signature import crc32
 from shmstore.steps import step
 
 #: Items of a variable-length dataset written at a time.
 _VARIABLE_ITEMS = 65536
 
+#: What stands in for damaged items of these streams, and of codes of labels, goes by the item before them:
+#: only so can the others be read.
+_ORDERED = ("offsets", "types", "run_ends")
+
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Items that could not be brought over, and for which something stands in.
+
+    Attributes
+    ----------
+    path : str
+        Their dataset.
+    start, stop : int
+        The first of them, and the one after the last.
+    stream : Stream
+        What the dataset holds.
+    """
+
+    path: str
+    start: int
+    stop: int
+    stream: Stream
+
+    @property
+    def items(self) -> str:
+        """Which they are, in words."""
+        return f"items {self.start} to {self.stop - 1} of {self.path!r}"
+
+    def __str__(self) -> str:
+        return f"{self.items} are damaged on the disk"
 
 
 def rebuild(
@@ -36,7 +69,7 @@ def rebuild(
     damaged: Path,
     path: Path,
     progress: Progress | None = None,
-) -> tuple[RecordingFile, list[str]]:
+) -> tuple[RecordingFile, list[Damage]]:
     """Make a recording's file anew, as it was at a commit; it is open for what comes after.
 
     Parameters
@@ -56,9 +89,10 @@ def rebuild(
     -------
     RecordingFile
         The new file.
-    list of str
-        What could not be brought over: chunks whose stored bytes are not what the journal says. They read as
-        the fill value.
+    list of Damage
+        What could not be brought over: chunks whose stored bytes are not what the journal says, and items
+        whose bytes in the journal are not what was written. They read as the fill value, and items of
+        variable length as empty; an offset, a code or the end of a run goes by the one before.
 
     Raises
     ------
@@ -121,6 +155,15 @@ def _existing(file: RecordingFile, number: int) -> Dataset:
     return dataset
 
 
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Items of variable length that were written at once."""
+
+    first: int
+    values: list[bytes]
+    damaged: bool = False
+
+
 class _Copy:
     """Chunks and items on their way from the old file, and from the journal, into the new file."""
 
@@ -137,10 +180,11 @@ class _Copy:
         self._damaged = damaged
         self._items = items
         self._progress = progress
-        self._problems: list[str] = []
+        self._damages: list[Damage] = []
+        self._gaps: list[tuple[Dataset, ToldDataset, range]] = []
         self._copied = self._total = 0
 
-    def run(self) -> list[str]:
+    def run(self) -> list[Damage]:
         """Copy everything; returns what could not be."""
         chunks = self._chronicle.chunks()
         wanted = {}
@@ -168,50 +212,79 @@ class _Copy:
         finally:
             if source >= 0:
                 os.close(source)
+        if self._gaps:
+            self._fill_gaps()
         self._file.flush()
-        return self._problems
+        return self._damages
 
     def _copy_chunks(
         self, source: int, dataset: Dataset, told: ToldDataset, entries: npt.NDArray[np.void]
     ) -> None:
+        damaged = []
         for entry in entries:
-            index, length = int(entry["index"]), int(entry["length"])
-            if entry["offset"] == INLINE:
-                payload = self._chronicle.load(told.inline[index])
-            else:
-                payload = _read(source, length, int(entry["offset"]), self._damaged)
-            if len(payload) != length or crc32(payload) != int(entry["crc"]):
-                self._problems.append(
-                    f"chunk {index} of {dataset.path!r} (items {index * told.chunk_items} to "
-                    f"{(index + 1) * told.chunk_items - 1}) is damaged in {self._damaged.name}"
-                )
+            index = int(entry["index"])
+            payload = self._payload(source, told, entry)
+            if payload is None:
+                damaged.append(index)
                 continue
             dataset.grow((index + 1) * told.chunk_items)
             dataset.write_chunk(index, payload, int(entry["filter_mask"]))
             dataset.chunks_written += 1
             step("recovery.chunk_copied")
-            self._copied += length
+            self._copied += len(payload)
             if self._progress is not None:
                 self._progress(self._copied, self._total)
+        for chunks in _runs(damaged):
+            self._gaps.append((dataset, told, chunks))
+            size = told.chunk_items
+            self._damages.append(Damage(dataset.path, chunks.start * size, chunks.stop * size, told.stream))
+
+    def _payload(self, source: int, told: ToldDataset, entry: npt.NDArray[np.void]) -> bytes | None:
+        """Return the stored bytes of a chunk; ``None`` if they are not what was written."""
+        length = int(entry["length"])
+        if entry["offset"] == INLINE:
+            try:
+                return self._chronicle.load(told.inline[int(entry["index"])])
+            except IncompleteFileError:
+                return None
+        payload = _read(source, length, int(entry["offset"]), self._damaged)
+        return payload if len(payload) == length and crc32(payload) == int(entry["crc"]) else None
+
+    def _fill_gaps(self) -> None:
+        """Let something stand in for damaged chunks: with holes in it, a column is refused by readers."""
+        with self._file.structure():  # whose handles have written no chunk: only these may read
+            before = [_item_before(dataset, told, chunks) for dataset, told, chunks in self._gaps]
+        for (dataset, told, chunks), item in zip(self._gaps, before, strict=True):
+            for number, index in enumerate(chunks):
+                stand_in = _stand_in(told, item, number * told.chunk_items)
+                dataset.write_chunk(index, stand_in, dataset.skip_mask)
+                dataset.chunks_written += 1
 
     def _copy_values(self, dataset: Dataset, told: ToldDataset, items: int) -> None:
         """Write items of variable length; what was written again counts as it was last."""
-        pieces: list[tuple[int, list[bytes]]] = []
+        pieces: list[_Piece] = []
         end = 0
         for record in told.values:
             while pieces and end > record.first:  # written again from here on
-                first, kept = pieces.pop()
-                end = first
-                if first < record.first:
-                    pieces.append((first, kept[: record.first - first]))
+                piece = pieces.pop()
+                end = piece.first
+                if end < record.first:
+                    pieces.append(replace(piece, values=piece.values[: record.first - end]))
                     end = record.first
             if record.first > end:
                 raise IncompleteFileError(
                     f"{self._chronicle.path} has no items {end} to {record.first - 1} of {dataset.path!r}"
                 )
-            pieces.append((record.first, self._chronicle.values(record)))
+            try:
+                pieces.append(_Piece(record.first, self._chronicle.values(record)))
+            except IncompleteFileError:
+                pieces.append(_Piece(record.first, [b""] * record.items, damaged=True))
             end = record.first + record.items
-        values = [value for _, kept in pieces for value in kept][:items]
+        for piece in pieces:
+            stop = min(piece.first + len(piece.values), items)
+            if piece.damaged and piece.first < stop:
+                self._damages.append(Damage(dataset.path, piece.first, stop, told.stream))
+        values = [value for piece in pieces for value in piece.values][:items]
         if len(values) < items:
             raise IncompleteFileError(
                 f"{self._chronicle.path} has only {len(values)} of {items} items of {dataset.path!r}"
@@ -232,3 +305,58 @@ def _read(source: int, length: int, offset: int, path: Path) -> bytes:
         return os.pread(source, length, offset)
     except OSError as error:
         raise storage_error(error, "read the damaged recording", path) from None
+
+
+def _runs(numbers: Sequence[int]) -> list[range]:
+    """Return ascending numbers as ranges without a gap.
+
+    Examples
+    --------
+    >>> _runs([1, 2, 5])
+    [range(1, 3), range(5, 6)]
+    """
+    found: list[range] = []
+    for number in numbers:
+        if found and found[-1].stop == number:
+            found[-1] = range(found[-1].start, number + 1)
+        else:
+            found.append(range(number, number + 1))
+    return found
+
+
+def _item_before(dataset: Dataset, told: ToldDataset, chunks: range) -> npt.NDArray[Any] | None:
+    """Return what the stand-in for some chunks goes by; ``None``: by nothing."""
+    stream = told.stream
+    labels = "CATEGORIES" in stream.attributes
+    if stream.role not in _ORDERED and not labels:
+        return None
+    start, stop = chunks.start * told.chunk_items, chunks.stop * told.chunk_items
+    if start:
+        item = dataset.read(start - 1, start)
+        return np.maximum(item, 0) if labels else item  # a null has the code -1, and a mask
+    if stream.role == "types" and stop < dataset.known_items:  # there may be no code 0
+        return dataset.read(stop, stop + 1)
+    return np.zeros(1, stream.numpy_dtype)
+
+
+def _stand_in(told: ToldDataset, before: npt.NDArray[Any] | None, distance: int) -> npt.NDArray[np.uint8]:
+    """Return a chunk that can stand in for a damaged one.
+
+    Parameters
+    ----------
+    told
+        Its dataset.
+    before
+        What it goes by.
+    distance
+        Items between that and the chunk's first.
+    """
+    stream = told.stream
+    items = np.zeros((told.chunk_items, *stream.item_shape), stream.numpy_dtype)
+    if stream.fill is not None:
+        items[...] = stream.fill
+    if before is not None:
+        items[...] = before
+    if stream.role == "run_ends":
+        items += np.arange(distance + 1, distance + 1 + told.chunk_items).astype(items.dtype)
+    return items.reshape(-1).view(np.uint8)

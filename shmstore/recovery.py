@@ -24,17 +24,19 @@ from typing import Any
 from shmstore.checkpoint import Checkpoint
 from shmstore.chronicle import Chronicle
 from shmstore.config import StorageConfig
-from shmstore.dataset import recovery_folder, remove_recovery_folder
+from shmstore.damage import losses
+from shmstore.dataset import note_losses, recovery_folder, remove_recovery_folder
 from shmstore.errors import BrokenError, IncompleteFileError, ShmStoreError, StorageError, storage_error
 from shmstore.journal import JournalReader
 from shmstore.ledger import Ledger
 from shmstore.leftovers import is_written
 from shmstore.queue import DescriptorQueue
-from shmstore.rebuilding import Progress, rebuild
+from shmstore.rebuilding import Damage, Progress, rebuild
 from shmstore.resumption import (
     LEDGER_BYTES,
     discard,
     finish_replacing,
+    keep_aside,
     ledger_of,
     outdated_folder,
     path_beside,
@@ -72,6 +74,9 @@ class RecoveryReport:
         Rows among them that were still in rings.
     problems : tuple of str
         What was lost or found damaged, in words.
+    kept : str or None
+        Where the damaged file is kept, if not everything of it could be brought over: it may be worth another
+        look, and is nobody's to remove but yours.
     """
 
     path: str
@@ -80,6 +85,7 @@ class RecoveryReport:
     rows: dict[str, int]
     drained: int = 0
     problems: tuple[str, ...] = ()
+    kept: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -98,6 +104,7 @@ class RecoveryReport:
             f"{sum(self.rows.values()):,} rows, {self.drained:,} of them out of rings:",
             *(f"  {name}: {count:,} rows" for name, count in self.rows.items()),
             *(f"lost: {problem}" for problem in self.problems),
+            *([f"the damaged file is kept: {self.kept}"] if self.kept else []),
         ]
         return "\n".join(lines)
 
@@ -246,7 +253,7 @@ def _exclusive(journal: Path) -> Iterator[None]:
     try:
         if not lock_byte(fd, 0):
             raise BrokenError(f"{journal.parent.name} is being recovered by another process: wait for it")
-        if not os.fstat(fd).st_nlink:
+        if not _has_name(fd, journal):
             raise BrokenError(f"{journal.parent.name} was recovered by another process meanwhile")
         yield
     finally:
@@ -263,6 +270,14 @@ def _as_it_is(path: Path) -> RecoveryReport:
         )
     rows = {instrument.name: instrument.rows for instrument in verdict.instruments}
     return RecoveryReport(str(path), str(verdict.state), "nothing", rows, 0, tuple(verdict.problems))
+
+
+def _has_name(fd: int, path: Path) -> bool:
+    """Whether an open file is still the one of that name; it may live on under another."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 class _Recovery:
@@ -309,27 +324,35 @@ class _Recovery:
     def _make_anew(self, work: Session) -> RecoveryReport:
         checkpoint, problems = self._checkpoint(work)
         step("recovery.begun")
-        report, before = self._record(work, checkpoint, problems)
+        report, before, damages = self._record(work, checkpoint, problems)
+        lost = losses(self._beside, damages) if damages else []
+        if lost:
+            note_losses(self._beside, [loss.text for loss in lost])
         step("recovery.finished")
+        problems = [*report["problems"], *(loss.text for loss in lost)]
         verdict = verify(self._beside)
-        # What the account says is lost is no surprise.
-        told = {f"accounting: {problem}" for problem in report["problems"]}
-        surprises = [problem for problem in verdict.problems if problem not in told]
+        # What the account says is lost is no surprise; nor that a column cannot be read that is damaged.
+        told = {f"accounting: {problem}" for problem in problems}
+        places = tuple(loss.place for loss in lost)
+        found = [problem for problem in verdict.problems if problem not in told]
+        surprises = [problem for problem in found if not problem.startswith(places)]
         if surprises:
             raise IncompleteFileError(
                 f"{self._beside} was recovered and does not hold: {surprises[0]}; the original is untouched"
             )
         step("recovery.verified")
+        kept = str(keep_aside(self._path)) if lost else None
         replace_recording(self._path)
         step("recovery.folder_removed")
         rows = {instrument.name: instrument.rows for instrument in verdict.instruments}
         return RecoveryReport(
             str(self._path),
-            report["state"],
+            verdict.state,
             "shared memory" if self._left is not None else "disk",
             rows,
             sum(rows.values()) - before,
-            tuple(report["problems"]),
+            (*problems, *found),
+            kept,
         )
 
     def _checkpoint(self, work: Session) -> tuple[Checkpoint, list[str]]:
@@ -360,10 +383,17 @@ class _Recovery:
 
     def _record(
         self, work: Session, checkpoint: Checkpoint, problems: list[str]
-    ) -> tuple[dict[str, Any], int]:
-        """Make the file anew, drain the rings into it, and finish it; returns the report, and rows before."""
-        chronicle = Chronicle(self._journal, checkpoint.position, payloads=self._left is None)
-        file, damaged = rebuild(chronicle, checkpoint, self._path, self._beside, self._progress)
+    ) -> tuple[dict[str, Any], int, list[Damage]]:
+        """Make the file anew, drain the rings into it, and finish it.
+
+        Returns the report, how many rows there were before, and what could not be brought over.
+        """
+        chronicle = Chronicle(
+            self._journal, checkpoint.position, journal=checkpoint.journal, payloads=self._left is None
+        )
+        if chronicle.short:
+            raise IncompleteFileError(f"{self._journal} is damaged: it ends at {chronicle.end}")
+        file, damages = rebuild(chronicle, checkpoint, self._path, self._beside, self._progress)
         step("recovery.rebuilt")
         config = StorageConfig.from_dict(_config_of(chronicle))
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -373,12 +403,12 @@ class _Recovery:
                 ledger = Ledger.create(work.ledger_path(1), LEDGER_BYTES)
                 writer = Writer(work, config, file, listener, owner, ledger, self._path)
                 writer.resume(chronicle, checkpoint)
-                for problem in [*problems, *damaged]:
+                for problem in problems:
                     writer.note_problem(problem)
                 before = sum(
                     int(standing["counts"].get("", 0)) for standing in checkpoint.instruments.values()
                 )
-                return writer.recover(), before
+                return writer.recover(), before, damages
             finally:
                 os.close(owner)
         finally:

@@ -8,6 +8,7 @@ and not committed is still in the rings.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
 import shutil
 import socket
@@ -74,7 +75,9 @@ def resume_writer(
     finish_replacing(path)
     ledger, checkpoint = open_ledger(session)
     journal = recovery_folder(path) / "journal"
-    chronicle = Chronicle(journal, checkpoint.position)
+    chronicle = Chronicle(journal, checkpoint.position, journal=checkpoint.journal)
+    if chronicle.short:  # it is not to be cut to what is left of it
+        raise IncompleteFileError(f"{journal} is damaged: it ends at {chronicle.end}")
     step("recovery.resuming")
     file = None
     if not chronicle.torn:
@@ -215,10 +218,11 @@ def _replace(
     """
     beside = path_beside(path)
     discard(beside)
-    made, problems = rebuild(chronicle, checkpoint, path, beside, lambda *_: session.beat())
-    for problem in problems:
-        made.note("problem", {"text": problem})
-    checkpoint = dataclasses.replace(checkpoint, position=made.flush())
+    made, damages = rebuild(chronicle, checkpoint, path, beside, lambda *_: session.beat())
+    for damage in damages:
+        made.note("problem", {"text": str(damage)})
+        chronicle.problems.append(str(damage))
+    checkpoint = dataclasses.replace(checkpoint, position=made.flush(), journal=made.journal.number)
     made.sync()
     made.close()
     # What a flush had returned for has to outlast the exchange.
@@ -227,6 +231,8 @@ def _replace(
     tail_file.save(durable_checkpoint(checkpoint.pack(), numbers), contents)
     tail_file.close()
     step("recovery.made_anew")
+    if damages:
+        log.error("%s was damaged on the disk: it is kept in %s", path, keep_aside(path).parent)
     replace_recording(path)
     journal = recovery_folder(path) / "journal"
     return _take_up(path, Chronicle(journal, checkpoint.position), checkpoint), checkpoint
@@ -267,6 +273,46 @@ def path_beside(path: Path) -> Path:
 def outdated_folder(path: Path) -> Path:
     """Return where a recovery folder is put, from when its file was made anew until it is exchanged."""
     return path.with_name(path.name + ".recovery.old")
+
+
+def keep_aside(path: Path) -> Path:
+    """Give a damaged recording and its journal other names, under which they stay when it is replaced.
+
+    Returns the file's name: in the folder ``<recording>.damaged``, beside what was kept there before. May be
+    called again for the same file.
+
+    Raises
+    ------
+    StorageError
+        The folder does not allow it.
+    """
+    folder = path.with_name(path.name + ".damaged")
+    kept = folder / path.name
+    number = 1
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        while kept.exists() and not kept.samefile(path):
+            number += 1
+            kept = folder / f"{path.stem}~{number}{path.suffix}"
+        journal = recovery_folder(path) / "journal"
+        for source, target in ((path, kept), (journal, kept.with_name(kept.name + ".journal"))):
+            if source.exists() and not target.exists():
+                _link(source, target)
+        sync_folder(folder)
+    except OSError as error:
+        raise storage_error(error, "keep the damaged recording", kept) from None
+    return kept
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+            raise
+        part = target.with_name(target.name + ".part")  # a filesystem without hard links
+        shutil.copyfile(source, part)
+        part.replace(target)
 
 
 def replace_recording(path: Path) -> None:

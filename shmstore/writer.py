@@ -500,6 +500,7 @@ class Writer:
             commit.position,
             {number: source.standing for number, source in self._sources.items()},
             {instrument.assembly.link: instrument.assembly.standing() for instrument in self._instruments},
+            journal=self._file.journal.number,
         ).pack()
         step("writer.file_flushed")
         if self._config.recoverable:

@@ -53,7 +53,7 @@ def reopened(file: RecordingFile) -> Any:
 
 def told(file: RecordingFile) -> list[Record]:
     """Return what the journal tells, as far as it is written."""
-    with JournalReader(recovery_folder(file.path) / "journal", payloads=True) as journal:
+    with JournalReader(recovery_folder(file.path) / "journal", payloads_from=0) as journal:
         return list(journal)
 
 

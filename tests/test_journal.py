@@ -55,7 +55,7 @@ def plain(reader: JournalReader, record: Record) -> Any:
 
 def read(path: Path, payloads: bool = True) -> tuple[list[Any], int, bool]:
     """All that a journal says, where it ends, and whether something is behind."""
-    with JournalReader(path, payloads) as reader:
+    with JournalReader(path, 0 if payloads else None) as reader:
         return [plain(reader, record) for record in reader], reader.end, reader.torn
 
 
@@ -192,7 +192,7 @@ def test_payloads_are_read_when_they_are_asked_for_and_checked_then(journal: Jou
             reader.load(large)
         with pytest.raises(IncompleteFileError, match="damaged"):
             reader.load(large._replace(offset=2**40))
-    with JournalReader(journal.path, payloads=True) as reader:
+    with JournalReader(journal.path, payloads_from=0) as reader:
         assert len(list(reader)) == 1
         assert (reader.end, reader.torn) == (large.start, True)
 
@@ -516,7 +516,7 @@ def survive(data: bytes) -> None:
         for payloads in (False, True):
             with (
                 contextlib.suppress(IncompleteFileError),
-                JournalReader(Path(file.name), payloads) as reader,
+                JournalReader(Path(file.name), 0 if payloads else None) as reader,
             ):
                 for record in reader:
                     with contextlib.suppress(IncompleteFileError):

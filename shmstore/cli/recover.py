@@ -87,6 +87,8 @@ def show(screen: Screen, report: RecoveryReport) -> None:
     if report.rows:
         screen.table(table)
     screen.line(f"  {report.drained:,} rows of these were still in rings")
+    if report.kept:
+        screen.line(f"  the damaged file is kept: {printable(report.kept)}")
 
 
 def _left_behind(folder: Path, shm_dir: Path) -> list[str]:
@@ -94,7 +96,9 @@ def _left_behind(folder: Path, shm_dir: Path) -> list[str]:
     from shmstore.leftovers import find_files, find_sessions
 
     sessions = find_sessions(shm_dir)
-    found = {file.recording for file in find_files(folder, sessions) if file.kind != "quarantine"}
+    found = {
+        file.recording for file in find_files(folder, sessions) if file.kind not in ("quarantine", "damaged")
+    }
     for session in sessions:
         path = Path(session.recording) if session.recording else None
         if path is not None and session.left_behind and path.parent.resolve() == folder.resolve():

@@ -62,6 +62,7 @@ def test_by_the_name_of_its_session_as_json(output_dir: Path, shared_folder: Pat
                 "rows": {"x": 2 * ROWS},
                 "drained": ROWS,
                 "problems": [],
+                "kept": None,
             }
         ],
     }
