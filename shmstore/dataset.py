@@ -278,6 +278,28 @@ class Dataset:
             blanked = bytes(payload[:kept]) + bytes(len(payload) - kept)
             handle.write_direct_chunk(place, blanked, 0)
 
+    def survey(self, items: int, last: int | None = None) -> None:
+        """Take from the file what else the journal tells: the extent, and the checksums of chunks.
+
+        Parameters
+        ----------
+        items
+            How many are to stay; references beyond are blanked.
+        last
+            What the last of these is made to be.
+        """
+        self.known_items = int(self.id.shape[0])
+        if self.variable:
+            self.blank_references(items)
+            return
+        if last is not None:
+            self._write(items - 1, np.array([last], self._stream.numpy_dtype))
+        indexes: list[int] = []
+        self.id.chunk_iter(lambda info: indexes.append(info.chunk_offset[0] // self.chunk_items))
+        self.checksums.extend([0] * (max(indexes, default=-1) + 1))
+        for index in indexes:
+            self.checksums[index] = crc32(self.stored_chunk(index)[1])
+
     def _write(self, start: int, items: npt.NDArray[Any]) -> None:
         self._file.forget_end()
         space = self.id.get_space()
@@ -383,7 +405,7 @@ class RecordingFile:
         return recording
 
     @classmethod
-    def resume(cls, path: Path, journal: Journal) -> RecordingFile:
+    def resume(cls, path: Path, journal: Journal | NoJournal) -> RecordingFile:
         """Go on with a file whose writer was killed, and start SWMR.
 
         Parameters

@@ -689,6 +689,14 @@ class JournalReader:
         return crc
 
 
+def is_of_another_version(path: Path) -> bool:
+    """Whether a file is a whole journal's beginning, of a version that is not known here."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        version = signed_version(file.read(SIGNATURE_BYTES), _MAGIC)
+        return version is not None and version[0] != _VERSION[0]
+    return False
+
+
 class _Frame(NamedTuple):
     """A record of any kind, whole."""
 

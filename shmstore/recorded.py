@@ -255,6 +255,15 @@ class Instrument:
             group = file[self.link]
             return {path for path in lazy if path not in group}
 
+    def layout_in(self, file: h5py.File) -> Layout | None:
+        """As `layout`, at the moment of a look at the file."""
+        return self._load_layout(file)
+
+    def rows_in(self, file: h5py.File) -> int:
+        """As `num_rows`, at the moment of a look at the file."""
+        layout = self._load_layout(file)
+        return self._rows(layout, file) if layout else 0
+
     def _layout_in(self, file: h5py.File) -> Layout:
         """Return the layout at the moment of a look: a live one may evolve from one to the next."""
         layout = self._load_layout(file) if self._layout is None or self._opened.live else self._layout

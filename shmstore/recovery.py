@@ -21,16 +21,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from shmstore.accounting import SourceStanding
 from shmstore.checkpoint import Checkpoint
 from shmstore.chronicle import Chronicle
 from shmstore.config import StorageConfig
 from shmstore.damage import losses
 from shmstore.dataset import note_losses, recovery_folder, remove_recovery_folder
+from shmstore.disk import sync_folder
 from shmstore.errors import BrokenError, IncompleteFileError, ShmStoreError, StorageError, storage_error
-from shmstore.journal import JournalReader
+from shmstore.journal import JournalReader, is_of_another_version
 from shmstore.ledger import Ledger
 from shmstore.leftovers import is_written
 from shmstore.queue import DescriptorQueue
+from shmstore.reader import Recording
 from shmstore.rebuilding import Damage, Progress, rebuild
 from shmstore.resumption import (
     LEDGER_BYTES,
@@ -42,17 +45,20 @@ from shmstore.resumption import (
     path_beside,
     replace_recording,
 )
+from shmstore.ring import Ring
+from shmstore.salvage import salvage
 from shmstore.segment import lock_byte
 from shmstore.session import OWNER_LOCK, PREFIX, Session, State, lock_is_held, session_folder
 from shmstore.steps import step
+from shmstore.superblock import read_superblock
 from shmstore.tailfile import TailFile
 from shmstore.tails import Tails
 from shmstore.verification import verify
 from shmstore.writer import Writer
 
-#: What a recording says of itself at its end, and how `verify` begins what it finds in the account.
-_FINISHED = ("complete", "partial", "aborted")
+#: How `verify` begins what it finds in the account.
 _ACCOUNTING = "accounting: "
+_MEMORY_LOST = "what was accepted after the last durable flush went with the machine's memory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,8 @@ class RecoveryReport:
         What it says of itself now: ``"complete"``, or ``"partial"`` if something was lost.
     source : str
         What it was recovered from: ``"shared memory"`` (nothing that was accepted is lost), ``"disk"`` (the
-        last durable flush, after a power cut), or ``"nothing"``: it was whole.
+        last durable flush, after a power cut), ``"file"`` (the file alone: its journal was gone), or
+        ``"nothing"``: it was whole.
     rows : dict of str to int
         Rows in it now, by instrument.
     drained : int
@@ -150,18 +157,21 @@ def recover(
             raise BrokenError(f"{path} is being written by another process: end that one first")
         outdated = outdated_folder(path) / "journal"
         if outdated.exists():
-            held.enter_context(_exclusive(outdated))
+            held.enter_context(_exclusive(outdated, path))
         finish_replacing(path)
         _remove_work_session(path, Path(shm_dir))
         journal = recovery_folder(path) / "journal"
         if journal.exists():
-            held.enter_context(_exclusive(journal))
+            held.enter_context(_exclusive(journal, path))
             # Rings can be linked within their own filesystem only.
             work_dir = Path(shm_dir) if folder is None else folder.parent
             report = _Recovery(path, left, work_dir, progress).run()
-        else:
+        elif _is_finished(path):
             report = _as_it_is(path)
             remove_recovery_folder(path)
+        else:
+            held.enter_context(_exclusive(path, path))
+            report = _salvaged(path, left, progress)
         if left is not None:
             left.remove()
             step("recovery.session_removed")
@@ -244,32 +254,125 @@ def _remove_work_session(path: Path, shm_dir: Path) -> None:
 
 
 @contextlib.contextmanager
-def _exclusive(journal: Path) -> Iterator[None]:
-    """Let nobody else recover the same recording meanwhile."""
+def _exclusive(file: Path, recording: Path) -> Iterator[None]:
+    """Let nobody else recover the same recording meanwhile, by a lock on one of its files."""
     try:
-        fd = os.open(journal, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(file, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        raise storage_error(error, "recover the recording", journal) from None
+        raise storage_error(error, "recover the recording", file) from None
     try:
         if not lock_byte(fd, 0):
-            raise BrokenError(f"{journal.parent.name} is being recovered by another process: wait for it")
-        if not _has_name(fd, journal):
-            raise BrokenError(f"{journal.parent.name} was recovered by another process meanwhile")
+            raise BrokenError(f"{recording.name} is being recovered by another process: wait for it")
+        if not _has_name(fd, file):
+            raise BrokenError(f"{recording.name} was recovered by another process meanwhile")
         yield
     finally:
         os.close(fd)
 
 
+def _is_finished(path: Path) -> bool:
+    """Whether a recording says so; one that cannot be opened does if its writer has closed it."""
+    try:
+        with Recording(path) as recording:
+            return not recording.live
+    except IncompleteFileError:
+        return not read_superblock(path).flags
+
+
 def _as_it_is(path: Path) -> RecoveryReport:
-    """Report on a recording that left no journal: it was finished."""
+    """Report on a recording that was finished."""
     verdict = verify(path)
-    if verdict.state == "recording":
-        raise IncompleteFileError(
-            f"{path} was not finished, and its journal ({recovery_folder(path).name}/) is gone: what was "
-            "flushed can still be read with shmstore.open"
-        )
     rows = {instrument.name: instrument.rows for instrument in verdict.instruments}
     return RecoveryReport(str(path), str(verdict.state), "nothing", rows, 0, tuple(verdict.problems))
+
+
+def _salvaged(path: Path, left: Session | None, progress: Progress | None) -> RecoveryReport:
+    """Make a recording whole of whose journal nothing is known, and put it in its place."""
+    if not path.exists():
+        raise IncompleteFileError(
+            f"{path} is gone, and the journal beside it is damaged: there is nothing to recover it from"
+        )
+    if _is_finished(path):
+        report = _as_it_is(path)
+        shutil.rmtree(recovery_folder(path), ignore_errors=True)
+        return report
+    beside = path_beside(path)
+    discard(beside)
+    _require_space(path)
+    checkpoints, waiting = _commits(path, left), (0, 0)
+    if left is not None:
+        waiting = _waiting(left, checkpoints[0])
+    committed: dict[str, int] = {}
+    for checkpoint in checkpoints:
+        for link, count in _committed(checkpoint).items():
+            committed[link] = max(committed.get(link, 0), count)
+    problems = []
+    if waiting[0]:
+        problems.append(
+            f"{waiting[1]} rows in {waiting[0]} batches were still in rings, and whose they are is not "
+            f"known: they are kept in {path.name}.damaged"
+        )
+    try:
+        salvage(path, beside, committed, problems, progress)
+        verdict = verify(beside)
+        surprises = [text for text in verdict.problems if not text.startswith(_ACCOUNTING)]
+        if surprises:
+            raise IncompleteFileError(
+                f"{beside} was made from the file alone and does not hold: {surprises[0]}; the original is "
+                "untouched"
+            )
+        kept = keep_aside(path)
+        if left is not None and waiting[0]:
+            memory = kept.with_name(kept.name + ".memory")
+            shutil.rmtree(memory, ignore_errors=True)  # of one that was killed in here
+            left.spill(memory)
+        beside.replace(path)
+        sync_folder(path.parent)
+        shutil.rmtree(recovery_folder(path), ignore_errors=True)
+    except BaseException as error:
+        discard(beside)
+        if isinstance(error, OSError | RuntimeError) and not isinstance(error, ShmStoreError):
+            raise _refused(error, beside) from error
+        raise
+    rows = {instrument.name: instrument.rows for instrument in verdict.instruments}
+    lost = tuple(text.removeprefix(_ACCOUNTING) for text in verdict.problems)
+    return RecoveryReport(str(path), verdict.state, "file", rows, 0, lost, str(kept))
+
+
+def _commits(path: Path, left: Session | None) -> list[Checkpoint]:
+    """Return what else is known of commits: from the ledger, then from the tail files."""
+    found = [] if left is None else [ledger_of(left)]
+    tail_file = TailFile(recovery_folder(path))
+    with contextlib.suppress(IncompleteFileError):
+        saved = tail_file.load()
+        if saved is not None:
+            found.append(Checkpoint.unpack(saved[0]))
+    tail_file.close()
+    return found
+
+
+def _waiting(left: Session, checkpoint: Checkpoint) -> tuple[int, int]:
+    """Return how many batches and rows in a session's rings were not committed."""
+    batches = rows = 0
+    for path in left.folder.glob("ring-*"):
+        ring = Ring.attach(path, private=True)
+        try:
+            ring.pass_over(checkpoint.sources.get(ring.number, SourceStanding()).slots)
+            found = ring.unreleased()
+            batches, rows = batches + found[0], rows + found[1]
+        finally:
+            ring.close()
+    return batches, rows
+
+
+def _require_space(path: Path) -> None:
+    """Refuse to begin what cannot end well: the new file is about as large as the old one."""
+    found = os.statvfs(path.parent)
+    needed = path.stat().st_size if path.exists() else 0
+    if found.f_bavail * found.f_frsize < needed:
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        advice = f"free {needed / 1e6:,.0f} MB: the file is made anew beside the old one"
+        raise storage_error(full, "recover the recording", path, advice)
 
 
 def _has_name(fd: int, path: Path) -> bool:
@@ -294,15 +397,20 @@ class _Recovery:
     def run(self) -> RecoveryReport:
         """Do it."""
         discard(self._beside)
-        if Chronicle(self._journal).finished:
+        checkpoint, contents = self._last_commit()
+        chronicle = self._told(checkpoint)
+        if chronicle is None:
+            return _salvaged(self._path, self._left, self._progress)
+        if chronicle.finished:
             report = _as_it_is(self._path)
             remove_recovery_folder(self._path)
             return report
-        self._require_space()
+        _require_space(self._path)
         work = Session.create(self._shm_dir, _work_name(self._path))
         work.private = True
         try:
-            return self._make_anew(work)
+            self._set_up(work, chronicle, checkpoint, contents)
+            return self._make_anew(work, chronicle, checkpoint)
         except BaseException as error:
             discard(self._beside)
             if isinstance(error, OSError | RuntimeError) and not isinstance(error, ShmStoreError):
@@ -312,19 +420,48 @@ class _Recovery:
             work.remove()
             work.close()
 
-    def _require_space(self) -> None:
-        """Refuse to begin what cannot end well: the new file is about as large as the old one."""
-        found = os.statvfs(self._path.parent)
-        needed = self._path.stat().st_size if self._path.exists() else 0
-        if found.f_bavail * found.f_frsize < needed:
-            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            advice = f"free {needed / 1e6:,.0f} MB: the file is made anew beside the old one"
-            raise storage_error(full, "recover the recording", self._path, advice)
+    def _last_commit(self) -> tuple[Checkpoint, list[bytes]]:
+        """Return the last commit that can be gone back to; after a power cut, with unfinished chunks."""
+        if self._left is not None:
+            return ledger_of(self._left), []
+        tail_file = TailFile(recovery_folder(self._path))
+        saved = tail_file.load()
+        tail_file.close()
+        return (Checkpoint(0, {}, {}), []) if saved is None else (Checkpoint.unpack(saved[0]), saved[1])
 
-    def _make_anew(self, work: Session) -> RecoveryReport:
-        checkpoint, problems = self._checkpoint(work)
+    def _told(self, checkpoint: Checkpoint) -> Chronicle | None:
+        """Return what the journal tells; ``None`` if it is damaged before what the commit covers."""
+        try:
+            chronicle = Chronicle(
+                self._journal,
+                checkpoint.position,
+                journal=checkpoint.journal,
+                payloads=self._left is None,
+            )
+        except IncompleteFileError:
+            if is_of_another_version(self._journal):
+                raise
+            return None
+        return None if chronicle.short else chronicle
+
+    def _set_up(
+        self, work: Session, chronicle: Chronicle, checkpoint: Checkpoint, contents: list[bytes]
+    ) -> None:
+        """Have the work session hold rings and unfinished chunks, as they were."""
+        if self._left is None:
+            _fill_tails(work, chronicle, checkpoint, contents)
+            return
+        for file in sorted(self._left.folder.iterdir()):
+            if file.name.startswith(("ring-", "queue-", "tails-")):
+                os.link(file, work.folder / file.name)
+        for ring in work.folder.glob("ring-*"):
+            queue = work.queue_path(int(ring.name.rpartition("-")[2]))
+            if not queue.exists():  # a copy on a disk has none
+                DescriptorQueue.create(queue).close()
+
+    def _make_anew(self, work: Session, chronicle: Chronicle, checkpoint: Checkpoint) -> RecoveryReport:
         step("recovery.begun")
-        report, before, damages = self._record(work, checkpoint, problems)
+        report, damages = self._record(work, chronicle, checkpoint)
         lost = losses(self._beside, damages) if damages else []
         if lost:
             note_losses(self._beside, [loss.text for loss in lost])
@@ -332,7 +469,7 @@ class _Recovery:
         problems = [*report["problems"], *(loss.text for loss in lost)]
         verdict = verify(self._beside)
         # What the account says is lost is no surprise; nor that a column cannot be read that is damaged.
-        told = {f"accounting: {problem}" for problem in problems}
+        told = {_ACCOUNTING + problem for problem in problems}
         places = tuple(loss.place for loss in lost)
         found = [problem for problem in verdict.problems if problem not in told]
         surprises = [problem for problem in found if not problem.startswith(places)]
@@ -350,49 +487,18 @@ class _Recovery:
             verdict.state,
             "shared memory" if self._left is not None else "disk",
             rows,
-            sum(rows.values()) - before,
+            sum(rows.values()) - sum(_committed(checkpoint).values()),
             (*problems, *found),
             kept,
         )
 
-    def _checkpoint(self, work: Session) -> tuple[Checkpoint, list[str]]:
-        """Return the last commit that can be gone back to, with its tails and rings in the work session."""
-        if self._left is not None:
-            for file in sorted(self._left.folder.iterdir()):
-                if file.name.startswith(("ring-", "queue-", "tails-")):
-                    os.link(file, work.folder / file.name)
-            for ring in work.folder.glob("ring-*"):
-                queue = work.queue_path(int(ring.name.rpartition("-")[2]))
-                if not queue.exists():  # a copy on a disk has none
-                    DescriptorQueue.create(queue).close()
-            return ledger_of(self._left), []
-        tail_file = TailFile(recovery_folder(self._path))
-        saved = tail_file.load()
-        tail_file.close()
-        lost = "what was accepted after the last durable flush went with the machine's memory"
-        if saved is None:
-            return Checkpoint(0, {}, {}), [lost]
-        checkpoint = Checkpoint.unpack(saved[0])
-        _fill_tails(
-            work,
-            Chronicle(self._journal, checkpoint.position),
-            checkpoint,
-            saved[1],
-        )
-        return checkpoint, [lost]
-
     def _record(
-        self, work: Session, checkpoint: Checkpoint, problems: list[str]
-    ) -> tuple[dict[str, Any], int, list[Damage]]:
+        self, work: Session, chronicle: Chronicle, checkpoint: Checkpoint
+    ) -> tuple[dict[str, Any], list[Damage]]:
         """Make the file anew, drain the rings into it, and finish it.
 
-        Returns the report, how many rows there were before, and what could not be brought over.
+        Returns the report, and what could not be brought over.
         """
-        chronicle = Chronicle(
-            self._journal, checkpoint.position, journal=checkpoint.journal, payloads=self._left is None
-        )
-        if chronicle.short:
-            raise IncompleteFileError(f"{self._journal} is damaged: it ends at {chronicle.end}")
         file, damages = rebuild(chronicle, checkpoint, self._path, self._beside, self._progress)
         step("recovery.rebuilt")
         config = StorageConfig.from_dict(_config_of(chronicle))
@@ -403,16 +509,18 @@ class _Recovery:
                 ledger = Ledger.create(work.ledger_path(1), LEDGER_BYTES)
                 writer = Writer(work, config, file, listener, owner, ledger, self._path)
                 writer.resume(chronicle, checkpoint)
-                for problem in problems:
-                    writer.note_problem(problem)
-                before = sum(
-                    int(standing["counts"].get("", 0)) for standing in checkpoint.instruments.values()
-                )
-                return writer.recover(), before, damages
+                if self._left is None:
+                    writer.note_problem(_MEMORY_LOST)
+                return writer.recover(), damages
             finally:
                 os.close(owner)
         finally:
             listener.close()
+
+
+def _committed(checkpoint: Checkpoint) -> dict[str, int]:
+    """Return the rows that a commit covers, by the link of the instrument."""
+    return {link: int(standing["counts"].get("", 0)) for link, standing in checkpoint.instruments.items()}
 
 
 def _refused(error: OSError | RuntimeError, path: Path) -> StorageError:

@@ -276,7 +276,7 @@ def outdated_folder(path: Path) -> Path:
 
 
 def keep_aside(path: Path) -> Path:
-    """Give a damaged recording and its journal other names, under which they stay when it is replaced.
+    """Give a damaged recording, and what lies beside it, other names under which they stay.
 
     Returns the file's name: in the folder ``<recording>.damaged``, beside what was kept there before. May be
     called again for the same file.
@@ -294,10 +294,15 @@ def keep_aside(path: Path) -> Path:
         while kept.exists() and not kept.samefile(path):
             number += 1
             kept = folder / f"{path.stem}~{number}{path.suffix}"
-        journal = recovery_folder(path) / "journal"
-        for source, target in ((path, kept), (journal, kept.with_name(kept.name + ".journal"))):
-            if source.exists() and not target.exists():
-                _link(source, target)
+        if not kept.exists():
+            _link(path, kept)
+        if recovery_folder(path).is_dir():
+            recovery_folder(kept).mkdir(mode=0o700, exist_ok=True)
+            for source in recovery_folder(path).iterdir():
+                target = recovery_folder(kept) / source.name
+                if not target.exists():
+                    _link(source, target)
+            sync_folder(recovery_folder(kept))
         sync_folder(folder)
     except OSError as error:
         raise storage_error(error, "keep the damaged recording", kept) from None

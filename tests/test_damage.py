@@ -212,12 +212,11 @@ def test_what_is_kept_does_not_take_the_place_of_what_was_kept_before(
     second = left.recover(shared_folder)
     folder = left.path.with_name("daq.h5.damaged")
     assert (first.kept, second.kept) == (str(folder / "daq.h5"), str(folder / "daq~2.h5"))
-    assert sorted(entry.name for entry in folder.iterdir()) == [
-        "daq.h5",
-        "daq.h5.journal",
-        "daq~2.h5",
-        "daq~2.h5.journal",
-    ]
+    names = ["daq.h5", "daq.h5.recovery", "daq~2.h5", "daq~2.h5.recovery"]
+    assert sorted(entry.name for entry in folder.iterdir()) == names
+    for name in names[1::2]:
+        kept = sorted(entry.name for entry in (folder / name).iterdir())
+        assert kept == ["journal", "tails-1"]
 
 
 def test_damage_that_a_writer_meets_while_it_goes_on_is_told_at_the_end(
@@ -247,7 +246,7 @@ def test_damage_that_a_writer_meets_while_it_goes_on_is_told_at_the_end(
     assert shmstore.read(path, "cam")["n"].to_pylist() == numbers
     assert shmstore.verify(path).problems == (f"accounting: {problem}",)
     kept = path.with_name("daq.h5.damaged")
-    assert sorted(entry.name for entry in kept.iterdir()) == ["daq.h5", "daq.h5.journal"]
+    assert sorted(entry.name for entry in kept.iterdir()) == ["daq.h5", "daq.h5.recovery"]
 
 
 def test_a_journal_that_was_cut_short_is_told_from_a_whole_one(left: Left) -> None:
