@@ -129,7 +129,8 @@ class Supervisor:
             step("owner.writer_started")
             self._writer.begin(self._document(resume=False), _START_TIMEOUT_S)
             step("owner.writer_booted")
-            reply = self._writer.await_answer(_START_TIMEOUT_S)
+            pulse = _Pulse(self._session, self._writer, self._config.writer_hang_s)
+            reply = self._writer.await_answer(_START_TIMEOUT_S, pulse.look, _LOOK_S)
             step("owner.writer_answered")
             if "error" in reply:
                 raise_error(reply["error"], reply["message"], reply.get("errno"), reply.get("filename"))
@@ -229,7 +230,7 @@ class Supervisor:
         poll = select.poll()
         for fd in (writer.exit_fd, self._wake_fd, *(() if writer.answered else (writer.ready_fd,))):
             poll.register(fd, select.POLLIN)
-        beat, still_s, looked = self._session.heartbeat, 0.0, time.monotonic()
+        pulse = _Pulse(self._session, writer, self._config.writer_hang_s)
         hung = refused = ""
         asked = False
         while True:
@@ -247,18 +248,9 @@ class Supervisor:
             if self._forgotten and writer.answered and not asked:
                 writer.terminate()
                 asked = True
-            now = time.monotonic()
-            still_s += min(now - looked, _LONGEST_LOOK_S)
-            looked = now
-            if self._session.heartbeat != beat or self._session.state == State.CLOSED:
-                beat, still_s = self._session.heartbeat, 0.0
-            limit_s = self._config.writer_hang_s
-            if limit_s is not None and not hung:
-                allowed_s = limit_s + _LONGEST_SLEEP_S if writer.answered else max(limit_s, _START_TIMEOUT_S)
-                if still_s > allowed_s:
-                    hung = f"did not move for {limit_s if writer.answered else allowed_s:g} s"
-                    writer.kill()
-            self._keep_standby(now)
+            if not hung and (hung := pulse.look()):
+                writer.kill()
+            self._keep_standby(time.monotonic())
 
     def _take_note(self, how: str) -> Reason:
         """Count the death of the writer, and return why it died."""
@@ -392,6 +384,57 @@ class Supervisor:
         standby, self._standby = self._standby, None
         if standby is not None:
             standby.end(0.0)
+
+
+class _Pulse:
+    """Tells whether a writer hangs, from one look to the next.
+
+    Its loop beats. Before it has one, what counts is whether the kernel gives it time, or has it wait for
+    its turn or for the disk: imports may be slow.
+
+    Parameters
+    ----------
+    session
+        Where it beats.
+    writer
+        Its process.
+    limit_s
+        How long it may be still; ``None``: for ever.
+    """
+
+    def __init__(self, session: Session, writer: WriterProcess, limit_s: float | None) -> None:
+        self._session = session
+        self._writer = writer
+        self._limit_s = limit_s
+        self._beat = session.heartbeat
+        self._processor_ns = writer.processor_ns
+        self._looked = time.monotonic()
+        self._still_s = self._silent_s = 0.0  # without any sign of life; without a beat
+
+    def look(self) -> str:
+        """Return how it hangs, in words; empty if it does not."""
+        session, writer, now = self._session, self._writer, time.monotonic()
+        passed_s = min(now - self._looked, _LONGEST_LOOK_S)
+        self._looked = now
+        if session.heartbeat != self._beat or session.state == State.CLOSED:
+            self._beat = session.heartbeat
+            self._still_s = self._silent_s = 0.0
+        else:
+            self._still_s += passed_s
+            self._silent_s += passed_s
+        starting = not writer.answered
+        if starting and self._is_working():
+            self._still_s = 0.0
+        if self._limit_s is None:
+            return ""
+        if self._still_s > self._limit_s + _LONGEST_SLEEP_S:
+            return f"did not move for {self._limit_s:g} s" + (" while it started" if starting else "")
+        longest_s = max(self._limit_s, _START_TIMEOUT_S)
+        return f"did not come up within {longest_s:g} s" if starting and self._silent_s > longest_s else ""
+
+    def _is_working(self) -> bool:
+        before, self._processor_ns = self._processor_ns, self._writer.processor_ns
+        return self._processor_ns != before or self._writer.kernel_state in ("R", "D")
 
 
 def _listen(path: Path) -> socket.socket:

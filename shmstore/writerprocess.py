@@ -15,7 +15,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from shmstore.control import Message
 from shmstore.errors import BrokenError
@@ -93,6 +94,23 @@ class WriterProcess:
         code = self._process.wait()
         return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
+    @property
+    def processor_ns(self) -> int:
+        """Time that it has had on a processor, as of all its threads."""
+        try:
+            # The clock of another process, as clock_getcpuclockid(3) of the C library spells it.
+            return time.clock_gettime_ns((~self.pid << 3) | 2)
+        except OSError:  # where it cannot be told, nobody is to be blamed
+            return time.monotonic_ns()
+
+    @property
+    def kernel_state(self) -> str:
+        """What the kernel says of its main thread, a letter: see proc_pid_stat(5); empty if it does not."""
+        try:
+            return Path(f"/proc/{self.pid}/stat").read_bytes().rpartition(b") ")[2][:1].decode()
+        except OSError:
+            return ""
+
     def begin(self, document: Message, timeout_s: float) -> None:
         """Give it its boot document: from now on it is the writer.
 
@@ -128,18 +146,33 @@ class WriterProcess:
         self.answered = bool(message) and "error" not in message
         return message
 
-    def await_answer(self, timeout_s: float) -> Message:
+    def await_answer(
+        self, timeout_s: float, look: Callable[[], str] = lambda: "", look_s: float = 1.0
+    ) -> Message:
         """Wait for its answer to the boot document.
+
+        Parameters
+        ----------
+        timeout_s
+            Longest wait.
+        look
+            Called every so often, says why there is no use in waiting on; empty: there is.
+        look_s
+            How often, in seconds.
 
         Raises
         ------
         BrokenError
-            It ended without, or is silent.
+            It ended without, is silent, or there is no use in waiting.
         """
         poll = select.poll()
         poll.register(self.ready_fd, select.POLLIN)
-        if not poll.poll(timeout_s * 1000):
-            raise BrokenError(f"the writer did not come up within {timeout_s:.0f} s")
+        deadline = time.monotonic() + timeout_s
+        while not poll.poll(min(look_s, timeout_s) * 1000):
+            if why := look():
+                raise BrokenError(f"the writer {why}")
+            if time.monotonic() > deadline:
+                raise BrokenError(f"the writer did not come up within {timeout_s:.0f} s")
         if message := self.answer():
             return message
         raise BrokenError(

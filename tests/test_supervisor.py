@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from shmstore import writerprocess
 from shmstore.config import StorageConfig
 from shmstore.control import ControlConnection
 from shmstore.errors import BrokenError, ClosedError, StorageError
 from shmstore.session import Session, State
 from shmstore.supervisor import Supervisor
+from shmstore.writerprocess import WriterProcess
 
 TIMEOUT_S = 60
 
@@ -33,9 +37,13 @@ def config_of(folder: Path, **options: object) -> StorageConfig:
 
 
 def await_state(session: Session, state: State) -> None:
+    wait_until(lambda: session.state == state)
+
+
+def wait_until(true: Callable[[], object]) -> None:
     deadline = time.monotonic() + TIMEOUT_S
-    while session.state != state:
-        assert time.monotonic() < deadline, session.state
+    while not true():
+        assert time.monotonic() < deadline, "it does not come about"
         time.sleep(0.01)
 
 
@@ -133,3 +141,54 @@ def test_who_asks_after_the_end_hears_that_it_has_ended(session: Session, output
     supervisor.stop(ask=True)
     with pytest.raises(ClosedError, match="has ended"):
         ControlConnection(session.control_path, check=session.check_attended).request("stats")
+
+
+# -- a writer that starts ------------------------------------------------------------
+
+
+def test_a_first_writer_that_is_stopped_is_not_waited_for(
+    session: Session, output_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = WriterProcess.begin
+
+    def stopped(self: WriterProcess, *arguments: Any) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+        begin(self, *arguments)
+
+    monkeypatch.setattr(WriterProcess, "begin", stopped)
+    with pytest.raises(BrokenError, match=r"did not move for 0\.5 s while it started"):
+        Supervisor(session, config_of(output_dir, writer_hang_s=0.5)).start()
+
+
+def start_slowly(monkeypatch: pytest.MonkeyPatch, statement: str) -> None:
+    """Have the imports of the next writer take long."""
+    monkeypatch.setattr(writerprocess, "_BOOT", f"import time; {statement}; {writerprocess._BOOT}")
+
+
+def test_slow_imports_are_no_hang(
+    session: Session, output_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_slowly(monkeypatch, "all(time.monotonic() for _ in iter(lambda: time.process_time() < 1.5, False))")
+    supervisor = Supervisor(session, config_of(output_dir, writer_hang_s=0.1))
+    supervisor.start()
+    supervisor.stop(ask=True)
+    assert supervisor.restarts == ()
+
+
+def test_a_replacement_that_hangs_while_it_starts_is_replaced_too(
+    session: Session, output_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor = Supervisor(session, config_of(output_dir, writer_hang_s=0.5))
+    supervisor.start()
+    with monkeypatch.context() as patch:
+        start_slowly(patch, "time.sleep(600)")
+        os.kill(session.writer_pid, signal.SIGKILL)
+        wait_until(lambda: len(supervisor.restarts) == 2)
+    with contextlib.closing(ControlConnection(session.control_path)) as connection:
+        connection.request("stats")  # the third one is there
+    supervisor.stop(ask=True)
+    assert session.state == State.CLOSED
+    assert [reason for _, reason in supervisor.restarts][:2] == [
+        "was killed by signal 9",
+        "did not move for 0.5 s while it started",
+    ]

@@ -208,9 +208,8 @@ def test_stopped(step: str, tmp_path: Path, outcomes: list[Outcome]) -> None:
         if who == "producer":
             made.others_end(pid)
             let_go_on(pid)
-        elif who != "writer" or step == "close.session_removed":
-            # Nobody is there to notice it, or a minute is given to who has yet to look at a long recording.
-            time.sleep(0.2)
+        elif who == "owner" or step == "close.session_removed":
+            time.sleep(0.2)  # nobody is there to notice it
             let_go_on(pid)
         happened = end(made)
     if who in ("producer", "owner") and happened == "went on":
