@@ -22,6 +22,7 @@ import shmstore.payload  # noqa: F401 (loaded before the recording begins, not w
 from shmstore.config import StorageConfig
 from shmstore.control import Message, error_reply
 from shmstore.dataset import RecordingFile, remove_recovery_folder
+from shmstore.disk import DiskFile
 from shmstore.errors import BrokenError, ShmStoreError, StorageError, refusal, storage_error
 from shmstore.ledger import Ledger
 from shmstore.resumption import LEDGER_BYTES, resume_writer
@@ -51,6 +52,7 @@ def main() -> None:
     config = StorageConfig.from_dict(boot["config"])
     try:
         session.become_writer()
+        DiskFile.waiting = session.at_disk
         if boot["resume"] and session.report is not None:
             _end_finished(session, boot["ready_fd"], owner_fd)
         writer = _resume(session, config, boot) if boot["resume"] else _first_writer(session, config, boot)

@@ -120,7 +120,8 @@ class StorageConfig(Scope):
         not at all; None, ``math.inf`` or ``"none"``: for ever. Default 60.
     writer_hang_s : float or None
         After how long without any progress, in seconds, the writer is taken for hung, killed and replaced,
-        also while it starts. None, ``math.inf`` or ``"none"``: never. Default 60.
+        also while it starts; not while it waits for the disk to sync. None, ``math.inf`` or ``"none"``:
+        never. Default 60.
     standby : bool
         Whether a second writer process is kept ready, so that a replacement takes milliseconds rather than
         half a second, for about 100 MB of memory. Default True.

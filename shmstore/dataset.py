@@ -31,7 +31,7 @@ import numpy.typing as npt
 from h5py import h5d, h5p, h5s, h5t
 
 from shmstore.codec import Codec, Filter
-from shmstore.disk import sync_folder
+from shmstore.disk import DiskFile, sync_data, sync_folder
 from shmstore.errors import ShmStoreError, StorageError, refusal, storage_error
 from shmstore.journal import Journal, NoJournal
 from shmstore.layout import Link as LayoutLink
@@ -420,7 +420,8 @@ class RecordingFile:
         StorageError, IncompleteFileError
             It cannot be opened.
         """
-        repair_superblock(path)
+        with DiskFile.waiting():
+            repair_superblock(path)
         try:
             file = h5py.File(path, "r+", libver=_LIBVER, locking=False, **_ALIGNMENT)
         except OSError as error:
@@ -702,7 +703,7 @@ class RecordingFile:
         Touches no HDF5, so another thread may call it.
         """
         with self._minded():  # the system may have given up for good what a sync has failed on
-            os.fdatasync(self._sync_fd)
+            sync_data(self._sync_fd)
             step("writer.file_synced")
             self.journal.sync()
             step("writer.journal_synced")
@@ -785,9 +786,11 @@ class RecordingFile:
         if _REPLACED in self._file:  # last, so that nothing takes the space that comes free
             del self._file[_REPLACED]
         step("close.checksums_written")
-        self._file.close()
+        with DiskFile.waiting():
+            self._file.close()
         step("close.file_closed")
-        os.fsync(self._sync_fd)
+        with DiskFile.waiting():
+            os.fsync(self._sync_fd)
         os.close(self._sync_fd)
         self.journal.operation("finished", {})
         self.journal.write()
@@ -865,7 +868,8 @@ def remove_recovery_folder(path: Path) -> None:
     folder = recovery_folder(path)
     TailFile(folder).remove()
     try:
-        (folder / "journal").unlink(missing_ok=True)
+        with DiskFile.waiting():  # it may be long
+            (folder / "journal").unlink(missing_ok=True)
     except OSError as error:
         raise storage_error(error, "remove the journal", folder / "journal") from None
     step("close.journal_removed")

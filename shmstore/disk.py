@@ -7,12 +7,14 @@ of an ``OSError``, which everything here lets through.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +32,10 @@ class DiskFile:
     path : Path
         The file.
     """
+
+    #: Entered around every wait for the disk, which may be long, by whoever waits: a process that is watched
+    #: says there that it has not hung.
+    waiting: ClassVar[Callable[[], AbstractContextManager[object]]] = contextlib.nullcontext
 
     def __init__(self, path: Path, fd: int) -> None:
         self.path = path
@@ -109,7 +115,7 @@ class DiskFile:
         """
         if not os.fstat(self._fd).st_nlink:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        os.fdatasync(self._fd)
+        sync_data(self._fd)
         if not self._named:
             sync_folder(self.path.parent)
             self._named = True
@@ -125,9 +131,16 @@ def sync_folder(folder: Path) -> None:
     """Return once the names in a folder are on the disk as they are now."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        with DiskFile.waiting():
+            os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def sync_data(fd: int) -> None:
+    """Return once what was written to an open file is on the disk."""
+    with DiskFile.waiting():
+        os.fdatasync(fd)
 
 
 def flat(data: bytes | memoryview | npt.NDArray[np.uint8]) -> memoryview:

@@ -5,13 +5,13 @@ They are counted and reported by the writer; here they are only put down safely.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from shmstore.disk import sync_data, sync_folder
 from shmstore.errors import storage_error
 from shmstore.names import link_name
 from shmstore.steps import step
@@ -66,14 +66,10 @@ class Quarantine:
             with beside.open("wb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                sync_data(file.fileno())
             step("writer.quarantine_written")
             beside.rename(path)
-            folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)  # or a power cut takes the name
-            finally:
-                os.close(folder)
+            sync_folder(self.folder)  # or a power cut takes the name
         except OSError as error:
             raise storage_error(error, f"keep a refused batch of {instrument_id!r}", path) from None
         return path

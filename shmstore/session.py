@@ -15,6 +15,7 @@ The page, little-endian: words of 8 bytes, each with one writer, then three text
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 import os
@@ -22,9 +23,11 @@ import re
 import secrets
 import shutil
 import struct
+import threading
 import time
 import weakref
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -43,6 +46,8 @@ _W_FAILURE, _W_REASON, _W_RESTART_REASON = 4, 6, 8
 _W_HEARTBEAT, _W_COMMITS, _W_TAKING_RING, _W_TAKING_SEQUENCE = 10, 11, 12, 13
 #: The owner's: how often the writer was replaced; the ending asked for.
 _W_RESTARTS, _W_ENDING = 14, 15
+#: The writer's: how many of its threads wait for the disk.
+_W_AT_DISK = 16
 _WORDS = 32
 _TEXT_BYTES = 8192
 _TEXTS_AT = {_W_FAILURE: 4096, _W_REASON: 12288, _W_RESTART_REASON: 20480}
@@ -78,6 +83,7 @@ class Session:
         #: Whether rings and tails stay as they are, whatever is done to them: for who recovers a recording.
         self.private = False
         self._is_owner = False
+        self._at_disk, self._at_disk_lock = 0, threading.Lock()
         if page.size < _PAGE_BYTES or page.words(0, 1)[_W_MAGIC] != _MAGIC:
             raise BrokenError(f"{folder} is no session of this version of shmstore")
         self._words = page.words(0, _WORDS)
@@ -195,6 +201,7 @@ class Session:
             time.sleep(0.005)
         self._words[_W_WRITER] = os.getpid()
         self.taking = None
+        self._words[_W_AT_DISK] = 0
         self._words[_W_REASON] = 0
 
     # -- progress --------------------------------------------------------------------------------------------
@@ -208,6 +215,25 @@ class Session:
     def beat(self) -> None:
         """Count a turn, or any other sign of life; for the writer."""
         self._words[_W_HEARTBEAT] += 1
+
+    @property
+    def is_at_disk(self) -> bool:
+        """Whether a thread of the writer waits for the disk, or did when the writer died; written by it."""
+        return bool(self._words[_W_AT_DISK])
+
+    @contextlib.contextmanager
+    def at_disk(self) -> Iterator[None]:
+        """Say so while a thread of the writer waits for the disk: no kill would make that shorter."""
+        self._count_at_disk(1)
+        try:
+            yield
+        finally:
+            self._count_at_disk(-1)
+
+    def _count_at_disk(self, more: int) -> None:
+        with self._at_disk_lock:
+            self._at_disk += more
+            self._words[_W_AT_DISK] = self._at_disk
 
     @property
     def commits(self) -> int:

@@ -390,7 +390,8 @@ class _Pulse:
     """Tells whether a writer hangs, from one look to the next.
 
     Its loop beats. Before it has one, what counts is whether the kernel gives it time, or has it wait for
-    its turn or for the disk: imports may be slow.
+    its turn or for the disk: imports may be slow. And while it says that it waits for the disk it has not
+    hung, unless it was stopped.
 
     Parameters
     ----------
@@ -416,7 +417,7 @@ class _Pulse:
         session, writer, now = self._session, self._writer, time.monotonic()
         passed_s = min(now - self._looked, _LONGEST_LOOK_S)
         self._looked = now
-        if session.heartbeat != self._beat or session.state == State.CLOSED:
+        if session.heartbeat != self._beat or session.state == State.CLOSED or self._is_at_disk():
             self._beat = session.heartbeat
             self._still_s = self._silent_s = 0.0
         else:
@@ -431,6 +432,12 @@ class _Pulse:
             return f"did not move for {self._limit_s:g} s" + (" while it started" if starting else "")
         longest_s = max(self._limit_s, _START_TIMEOUT_S)
         return f"did not come up within {longest_s:g} s" if starting and self._silent_s > longest_s else ""
+
+    def _is_at_disk(self) -> bool:
+        session, writer = self._session, self._writer
+        # The page may still say so of a writer that was killed there.
+        waits = session.is_at_disk and session.writer_pid == writer.pid
+        return waits and writer.kernel_state not in ("T", "t")
 
     def _is_working(self) -> bool:
         before, self._processor_ns = self._processor_ns, self._writer.processor_ns

@@ -119,7 +119,8 @@ class TailFile:
         self.close()
         for number in range(2):
             try:
-                self.path(number).unlink(missing_ok=True)
+                with DiskFile.waiting():  # it may be long
+                    self.path(number).unlink(missing_ok=True)
             except OSError as error:
                 raise storage_error(error, "remove a tail file", self.path(number)) from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import stat
@@ -138,6 +139,23 @@ def test_what_the_owner_and_the_writer_say_of_progress(shared_folder: Path, fold
     assert (writer.restarts, writer.restart_reason, writer.ending) == (2, "did not move for 60 s", "abort")
     writer.taking = None
     assert (owner.taking, owner.taking_sequence) == (None, 0)
+    writer.close()
+    owner.close()
+
+
+def test_a_writer_says_when_it_waits_for_the_disk(shared_folder: Path, folder: Path) -> None:
+    owner, writer = Session.create(shared_folder, "run"), Session.attach(folder)
+    with writer.at_disk():
+        with writer.at_disk():
+            assert owner.is_at_disk
+        assert owner.is_at_disk
+    assert not owner.is_at_disk
+    with contextlib.suppress(OSError), writer.at_disk():
+        raise OSError
+    assert not owner.is_at_disk
+    with writer.at_disk():  # and is killed, and followed by another
+        owner.become_writer()
+        assert not owner.is_at_disk
     writer.close()
     owner.close()
 

@@ -143,7 +143,7 @@ def test_who_asks_after_the_end_hears_that_it_has_ended(session: Session, output
         ControlConnection(session.control_path, check=session.check_attended).request("stats")
 
 
-# -- a writer that starts ------------------------------------------------------------
+# -- a writer that starts, or waits for the disk ------------------------------------------------------------
 
 
 def test_a_first_writer_that_is_stopped_is_not_waited_for(
@@ -192,3 +192,17 @@ def test_a_replacement_that_hangs_while_it_starts_is_replaced_too(
         "was killed by signal 9",
         "did not move for 0.5 s while it started",
     ]
+
+
+def test_a_writer_that_is_stopped_while_it_waits_for_the_disk_has_not_just_to_wait(
+    session: Session, output_dir: Path
+) -> None:
+    supervisor = Supervisor(session, config_of(output_dir, writer_hang_s=0.5))
+    supervisor.start()
+    with session.at_disk():
+        os.kill(session.writer_pid, signal.SIGSTOP)
+        wait_until(lambda: supervisor.restarts)
+    with contextlib.closing(ControlConnection(session.control_path)) as connection:
+        connection.request("stats")
+    supervisor.stop(ask=True)
+    assert [reason for _, reason in supervisor.restarts] == ["did not move for 0.5 s"]

@@ -8,7 +8,8 @@
  *   FAULTS_PLAN=list    op:n:action, separated by commas. The n-th call of that op in this process, from 1;
  *                       "any" is every op. Actions: EIO (any error name, or a number), EIO*3 (that many calls
  *                       in a row), EIO*inf, short:N (writes N bytes and says so), kill, kill-half (writes half
- *                       the bytes first), kill-after, stop (SIGSTOP; the call follows when it is continued).
+ *                       the bytes first), kill-after, stop (SIGSTOP; the call follows when it is continued),
+ *                       wait:N (N milliseconds, then the call).
  *   FAULTS_ONLY=text    counts only calls on files with this in their path.
  *   FAULTS_ONCE=file    the plan is for one process: the first that comes to a fault makes this file, and
  *                       every other one that finds it is left in peace.
@@ -51,7 +52,7 @@ enum op { ANY, WRITE, PWRITE, WRITEV, PWRITEV, FSYNC, FDATASYNC, FTRUNCATE, FALL
 static const char *const op_names[OPS] = {"any", "write", "pwrite", "writev", "pwritev", "fsync", "fdatasync",
     "ftruncate", "fallocate", "open", "unlink", "rename", "mkdir", "rmdir"};
 
-enum action { NOTHING, ERROR, SHORT, KILL, KILL_HALF, KILL_AFTER, STOP };
+enum action { NOTHING, ERROR, SHORT, KILL, KILL_HALF, KILL_AFTER, STOP, WAIT };
 enum { CREATED = 1, EMPTIED = 2 }; /* what open() did */
 
 struct fault {
@@ -134,6 +135,7 @@ static void add_fault(char *text) {
     else if (!strcmp(action, "kill-half")) made->action = KILL_HALF;
     else if (!strcmp(action, "kill-after")) made->action = KILL_AFTER;
     else if (!strcmp(action, "stop")) made->action = STOP;
+    else if (!strcmp(action, "wait") && rest) made->action = WAIT, made->bytes = strtoull(rest, NULL, 10);
     else if (!strcmp(action, "short") && rest) made->action = SHORT, made->bytes = strtoull(rest, NULL, 10);
     else {
         char *times = action, *name = strsep(&times, "*");
@@ -263,6 +265,7 @@ static bool begin(struct call *call, enum op op) {
     if (trace_fd < 0) pthread_mutex_unlock(&lock);
     if (call->fault.action == KILL) signal_self(SIGKILL);
     if (call->fault.action == STOP) signal_self(SIGSTOP);
+    if (call->fault.action == WAIT) usleep(call->fault.bytes * 1000);
     errno = call->fault.error;
     return call->fault.action == ERROR;
 }

@@ -320,6 +320,36 @@ def test_recording_goes_on_by_itself_when_the_trouble_is_over(
     check_whole(storage.path)
 
 
+#: A flush that waits for the one before; the end of the file, and what is removed then.
+SLOW = [
+    ("fdatasync:1", 0.05),
+    ("fdatasync:4", 0.05),
+    ("fsync:5", 0),
+    *((f"unlink:{n}", 0) for n in (1, 2, 3)),
+]
+
+
+@pytest.mark.parametrize(("call", "interval_s"), SLOW)
+def test_a_disk_that_is_slow_to_sync_is_waited_for(
+    break_disk: Break, under: Path, call: str, interval_s: float
+) -> None:
+    once = under.parent / "once"
+    break_disk(plan=f"{call}:wait:2500", once=once)
+    storage = storage_in(under, writer_hang_s=0.5, auto_flush_interval_secs=interval_s)
+    with storage:
+        producer = storage.producer("a")
+        producer.put(columns(0, ROWS))
+        storage.flush()
+        producer.put(columns(ROWS, 2 * ROWS))
+        if interval_s:
+            wait_until(once.exists)
+        storage.flush()
+    assert once.exists()
+    assert storage.restarts == ()
+    check_rows(storage.path, "a", 2 * ROWS)
+    check_whole(storage.path)
+
+
 def test_patience_has_an_end_and_what_was_sealed_is_recovered(
     break_disk: Break, under: Path, shared_folder: Path
 ) -> None:
