@@ -55,7 +55,7 @@ _PAGE_BYTES = 28672
 _ENDINGS = ("", "close", "abort")
 #: Bytes of the page whose locks tell who lives.
 OWNER_LOCK, WRITER_LOCK = 0, 1
-#: How long the kernel may take to free the lock of a writer that was killed.
+#: How long the kernel may take to free the lock of a writer that was killed, and others to let go of a name.
 _TEAR_DOWN_S = 1.0
 
 
@@ -83,6 +83,7 @@ class Session:
         #: Whether rings and tails stay as they are, whatever is done to them: for who recovers a recording.
         self.private = False
         self._is_owner = False
+        self._inode = _inode_of(folder)
         self._at_disk, self._at_disk_lock = 0, threading.Lock()
         if page.size < _PAGE_BYTES or page.words(0, 1)[_W_MAGIC] != _MAGIC:
             raise BrokenError(f"{folder} is no session of this version of shmstore")
@@ -478,11 +479,38 @@ class Session:
         self._page.close()
 
     def remove(self) -> None:
-        """Remove the folder with all names in it; mappings elsewhere stay valid. May be called twice."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the folder with all names in it; mappings elsewhere stay valid. May be called twice.
+
+        Somebody who does not know of the end yet may be making a name in it: then it is tried again, for a
+        second.
+        """
+        deadline = time.monotonic() + _TEAR_DOWN_S
+        # Not that of another session, which may have the name by now.
+        while self._inode is not None and _inode_of(self.folder) == self._inode:
+            _remove_all(self.folder)
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.001)
 
     def __repr__(self) -> str:
         return f"<Session {self.name}>"
+
+
+def _inode_of(folder: Path) -> tuple[int, int] | None:
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _remove_all(folder: Path) -> None:
+    """Remove a folder; should this be interrupted, the page is still there and tells what the rest is."""
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if path.name != "page":
+                path.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 #: Sessions whose owner this process is; a child that is forked is not.

@@ -8,6 +8,7 @@ import signal
 import stat
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from children import Child
@@ -328,6 +329,48 @@ def test_removing_takes_all_names_away_and_leaves_mappings_alone(shared_folder: 
     session.state = State.CLOSED
     assert session.state == State.CLOSED
     segment.close()
+    session.close()
+
+
+def test_removing_does_not_mind_who_still_makes_a_name_there(
+    shared_folder: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session.create(shared_folder, "run")
+    rmdir, late = os.rmdir, iter(("report.new", "ledger-2", "ring-7"))
+
+    def rmdir_late(*arguments: Any, **named: Any) -> None:
+        for name in late:
+            (folder / name).touch()
+            break
+        rmdir(*arguments, **named)
+
+    monkeypatch.setattr(os, "rmdir", rmdir_late)
+    session.remove()
+    assert not folder.exists()
+    session.close()
+
+
+def test_another_session_of_the_same_name_is_not_removed(shared_folder: Path, folder: Path) -> None:
+    first = Session.create(shared_folder, "run")
+    first.remove()
+    second = Session.create(shared_folder, "run")
+    first.remove()
+    assert [path.name for path in folder.iterdir()] == ["page"]
+    first.close()
+    second.close()
+
+
+def test_the_page_is_the_last_to_go(
+    shared_folder: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session.create(shared_folder, "run")
+    session.state = State.CLOSED
+    for number in range(5):
+        session.ring_path(number).touch()
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)  # as if it were killed there
+    monkeypatch.setattr("shmstore.session._TEAR_DOWN_S", 0.0)
+    session.remove()
+    assert [path.name for path in folder.iterdir()] == ["page"]
     session.close()
 
 
