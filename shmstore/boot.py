@@ -56,6 +56,8 @@ def main() -> None:
         if boot["resume"] and session.report is not None:
             _end_finished(session, boot["ready_fd"], owner_fd)
         writer = _resume(session, config, boot) if boot["resume"] else _first_writer(session, config, boot)
+        if writer is None:
+            _end_finished(session, boot["ready_fd"], owner_fd)
     except (ShmStoreError, OSError) as error:
         if boot["resume"]:
             _report_failure(session, owner_fd, error)
@@ -124,8 +126,8 @@ def _first_writer(session: Session, config: StorageConfig, boot: Message) -> Wri
     return Writer(session, config, file, listener, boot["owner_fd"], ledger)
 
 
-def _resume(session: Session, config: StorageConfig, boot: Message) -> Writer:
-    """Make a writer that goes on where another one ended.
+def _resume(session: Session, config: StorageConfig, boot: Message) -> Writer | None:
+    """Make a writer that goes on where another one ended; ``None``: the file was finished.
 
     Raises
     ------

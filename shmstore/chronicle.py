@@ -122,7 +122,9 @@ class Chronicle:
     short : bool
         Whether it ends before what the last commit covers: it was damaged since.
     finished : bool
-        Whether the file was finished, and is on the disk: nothing told here is needed any more.
+        Whether the file was finished, and is on the disk: nothing else told here is needed any more.
+    report : dict or None
+        The closing report of who finished it.
 
     Raises
     ------
@@ -143,6 +145,7 @@ class Chronicle:
         self.accounts: list[Account] = []
         self.problems: list[str] = []
         self.torn = self.finished = False
+        self.report: dict[str, Any] | None = None
         self._chunks: list[npt.NDArray[np.void]] = []
         self._open: list[Operation] | None = None  # since the structure was opened, and not closed again
         with JournalReader(path, (covered or 0) if payloads else None) as reader:
@@ -184,7 +187,7 @@ class Chronicle:
                 self._do(inner)
             self._open = None
         elif operation.name == "finished":
-            self.finished = True
+            self.finished, self.report = True, operation.arguments.get("report")
         elif self._open is not None:
             self._open.append(operation)
         else:

@@ -744,6 +744,7 @@ class RecordingFile:
         accounting: str,
         rows: Mapping[str, int],
         totals: Mapping[int, int] | None = None,
+        report: Mapping[str, Any] | None = None,
     ) -> None:
         """Stamp the end into the file, close it, and wait until the disk has it.
 
@@ -760,6 +761,8 @@ class RecordingFile:
             Rows by the instrument's link.
         totals
             Items by the dataset's number: where a writer that was killed left more, they are cut off.
+        report
+            The closing report, for the journal: who follows a writer that is killed from here on needs it.
 
         The journal stays: see :meth:`discard_journal`.
         """
@@ -792,7 +795,7 @@ class RecordingFile:
         with DiskFile.waiting():
             os.fsync(self._sync_fd)
         os.close(self._sync_fd)
-        self.journal.operation("finished", {})
+        self.journal.operation("finished", {"report": report})
         self.journal.write()
         self.journal.sync()
         self.journal.close()

@@ -53,8 +53,10 @@ def resume_writer(
     owner_fd: int,
     suspect: Suspect | None,
     ending: str,
-) -> Writer:
+) -> Writer | None:
     """Return a writer that goes on with a recording whose writer has died.
+
+    ``None``: the file was finished, and what was left to do for that is to leave the closing report.
 
     Parameters
     ----------
@@ -79,6 +81,11 @@ def resume_writer(
     if chronicle.short:  # it is not to be cut to what is left of it
         raise IncompleteFileError(f"{journal} is damaged: it ends at {chronicle.end}")
     step("recovery.resuming")
+    if chronicle.finished and chronicle.report is not None:
+        report = chronicle.report
+        report["stats"]["file_bytes"] = path.stat().st_size
+        session.leave_report(report)
+        return None
     file = None
     if not chronicle.torn:
         try:

@@ -827,15 +827,12 @@ class Writer:
             for instrument in self._instruments
             for number, total in instrument.assembly.totals()
         }
-        self._file.finish(state, json.dumps(accounting), rows, totals)
+        counts = statistics.to_dict()
+        report: Message = {"state": state, "problems": problems, "stats": counts}
+        self._file.finish(state, json.dumps(accounting), rows, totals, report)
         self._session.beat()
         step("close.file_finished")
-        size = self._file.path.stat().st_size
-        report: Message = {
-            "state": state,
-            "problems": problems,
-            "stats": statistics.to_dict() | {"file_bytes": size},
-        }
+        counts["file_bytes"] = self._file.path.stat().st_size
         # Kept in the session too: an owner that did not wait long enough may come back for it, and a writer
         # that follows one that was killed from here on finds that all is done.
         self._session.leave_report(report)

@@ -102,6 +102,15 @@ def test_what_a_writer_has_is_told(journal: Journal) -> None:
     ]
 
 
+def test_that_the_file_was_finished_is_told_with_the_report(journal: Journal) -> None:
+    instrument(journal, "cam")
+    journal.operation("begin", {})  # and no end: the last one
+    assert not tell(journal).finished
+    journal.operation("finished", {"report": {"state": "complete"}})
+    found = tell(journal)
+    assert (found.finished, found.report, found.torn) == (True, {"state": "complete"}, True)
+
+
 def test_an_empty_journal_tells_of_nothing(journal: Journal) -> None:
     found = tell(journal)
     assert (found.operations, found.datasets, found.chunks(), found.torn) == ([], [], {}, False)

@@ -252,6 +252,20 @@ def test_killed_again_after_a_change_of_schema(again: str, tmp_path: Path) -> No
     judge(tmp_path, again, "SIGKILL", "replaced", [])
 
 
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_file_that_is_finished_is_not_made_anew(tmp_path: Path, refused: bool) -> None:
+    plan = "close.file_finished=kill,recovery.made_anew=note,recovery.taken_up=note"
+    with run(tmp_path, plan, refused=refused) as made:
+        assert end(made) == "replaced"
+        assert made.report["restarts"] == 1
+        assert made.report["state"] == ("partial" if refused else "complete")
+        assert bool(made.report["problem"]) == refused
+    assert not fired(tmp_path, "recovery.made_anew")
+    assert not fired(tmp_path, "recovery.taken_up")
+    assert check(tmp_path).ok
+    assert shmstore.verify(made.path).state == made.report["state"]
+
+
 def test_a_refused_batch_is_kept_beside_the_recording_when_all_die(tmp_path: Path) -> None:
     step = "writer.quarantined"
     with run(tmp_path, f"{step}=kill,owner.death_noticed=kill", refused=True) as made:
