@@ -429,20 +429,6 @@ class Journal:
         self._file.close()
         self._collected.clear()
 
-    def remove(self) -> None:
-        """Close and remove the file.
-
-        Raises
-        ------
-        StorageError
-            The folder does not allow it.
-        """
-        self.close()
-        try:
-            self.path.unlink(missing_ok=True)
-        except OSError as error:
-            raise storage_error(error, "remove the journal", self.path) from None
-
     def _cut(self) -> None:
         self._file.truncate(self._position)
         self._torn = False
@@ -509,9 +495,6 @@ class NoJournal:
         """Do nothing."""
 
     def close(self) -> None:
-        """Do nothing."""
-
-    def remove(self) -> None:
         """Do nothing."""
 
 

@@ -28,7 +28,7 @@ from shmstore.session import OWNER_LOCK, PREFIX, WRITER_LOCK, Session, lock_is_h
 from shmstore.superblock import read_superblock
 
 #: What a session's folder may hold. One that holds none of it is not ours, whatever its name.
-_SESSION_FILE = re.compile(r"page|control|report|recording|ledger|(ring|queue|tails)-\d+")
+_SESSION_FILE = re.compile(r"page|control|(report|recording)(\.new)?|(ledger|ring|queue|tails)-\d+")
 #: What lies beside a recording, by the end of its name; a recovery has a journal of its own.
 _BESIDE = {
     ".recovering.recovery": "recovering",

@@ -46,9 +46,10 @@ _MAGIC = int.from_bytes(b"SHMRING1", "little")
 _VERSION = 1
 _IDENTITY = struct.Struct("<QQQQ")
 _PRODUCER_OFFSET, _CONSUMER_OFFSET, _WORDS = 1024, 2048, 16
-#: Producer's words: next position, life (see `Life`), and counts.
+#: Producer's words: next position, life (see `Life`), and counts; last, what `_P_SEALED_BYTES` is to be once
+#: the slot at the next position is sealed.
 _P_HEAD, _P_LIFE, _P_SEQUENCE, _P_SEALED_ROWS, _P_WAITING = 0, 1, 2, 3, 4
-_P_DROPPED_ROWS, _P_REJECTED_ROWS, _P_SEALED_BYTES, _P_PID = 5, 6, 7, 8
+_P_DROPPED_ROWS, _P_REJECTED_ROWS, _P_SEALED_BYTES, _P_PID, _P_BYTES_THEN = 5, 6, 7, 8, 9
 #: Consumer's words: released up to (position), the first sequence number that will not be taken any more
 #: (plus 1; 0 while recording), and the highest use seen.
 _C_TAIL, _C_FINAL, _C_HIGH_WATER = 0, 1, 2
@@ -195,6 +196,7 @@ class Ring:
             if kind != Kind.PAD:
                 words[_P_SEQUENCE] = sequence + 1
                 words[_P_SEALED_ROWS] = row_start + rows
+                words[_P_SEALED_BYTES] = words[_P_BYTES_THEN]
             words[_P_HEAD] = position + SLOT_HEADER_BYTES + align(length)
 
     @property
@@ -274,6 +276,8 @@ class Ring:
                 f"ring {self.number} is damaged: it claims {sequence} batches of {row_start} rows, up to "
                 f"{head}"
             )
+        size: int = (words[_P_SEALED_BYTES] + length) & _WORD
+        words[_P_BYTES_THEN] = size  # no slot tells it, as it does its rows
         self._write_header(
             head % self.capacity, kind, head, sequence, length, row_start, rows, schema_id, skip
         )
@@ -281,7 +285,7 @@ class Ring:
         words[_P_SEQUENCE] = sequence + 1
         step("producer.half_counted")
         words[_P_SEALED_ROWS] = row_start + rows
-        self._count(_P_SEALED_BYTES, length)
+        words[_P_SEALED_BYTES] = size
         step("producer.counted")
         words[_P_HEAD] = head + SLOT_HEADER_BYTES + align(length)
         return sequence

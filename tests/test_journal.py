@@ -123,9 +123,6 @@ def test_a_new_journal_is_its_owners_alone_and_never_one_that_exists(journal: Jo
         Journal.create(journal.path, {})
     assert caught.value.errno == errno.EEXIST
     assert read(journal.path)[0] == [IDENTITY]
-    journal.remove()
-    journal.remove()
-    assert not journal.path.exists()
 
 
 def test_an_operation_tells_where_it_will_be(journal: Journal) -> None:

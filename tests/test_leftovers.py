@@ -130,6 +130,16 @@ def test_a_process_id_that_is_in_use_again_does_not_count(empty: Wreck, shared_f
     assert reclaim(session)
 
 
+@pytest.mark.parametrize("name", ["ledger-1", "report.new", "recording.new", "ring-12"])
+def test_a_folder_of_which_nearly_all_is_gone_is_still_a_session(shared_folder: Path, name: str) -> None:
+    folder = shared_folder / "shmstore-nearly"
+    folder.mkdir(0o700)
+    (folder / name).touch()
+    assert only(shared_folder).name == "nearly"
+    (folder / name).rename(folder / "ledger")
+    assert find_sessions(shared_folder) == []
+
+
 def test_one_that_is_taken_up_meanwhile_is_left_alone(empty: Wreck, shared_folder: Path) -> None:
     session = only(shared_folder)
     page = Segment.attach(empty.folder / "page")

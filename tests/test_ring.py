@@ -589,6 +589,7 @@ def test_a_producer_that_follows_counts_what_was_sealed(
     follower = Ring.attach(shared_folder / "ring-9")
     assert follower.claim(2)
     assert words_of(follower) == (256 + 64 + 512, 2, 8, 0)
+    assert follower.sealed_bytes == 192 + 500
     assert seal(follower, 100) == 2
     assert [bytes(take(ring).body) for _ in range(3)] == [body_of(0, 192), body_of(1, 500), body_of(2, 100)]
     follower.close()
@@ -606,6 +607,7 @@ def test_a_producer_that_follows_counts_a_pad(ring: Ring, shared_folder: Path) -
     follower = Ring.attach(shared_folder / "ring-9")
     assert follower.claim(2)
     assert words_of(follower) == (CAPACITY, 1, 1, 0)
+    assert follower.sealed_bytes == 3000
     ring.release(take(ring))
     assert ring.borrow() is None
     assert seal(follower, 2000) == 1

@@ -149,6 +149,26 @@ def test_a_writer_that_hangs_is_killed_and_replaced(output_dir: Path) -> None:
         assert storage.writer_pid == steady
 
 
+def test_a_ledger_goes_on_growing_after_writers_were_replaced(output_dir: Path, shared_folder: Path) -> None:
+    with recording_of(output_dir, shm_dir=shared_folder, standby=False) as storage:
+        producer = storage.producer("x", SCHEMA)
+        sizes, counts = [], (5, 450, 650)
+        for turn in range(3):
+            for number in range(counts[turn]):  # each takes 600 bytes of a checkpoint
+                storage.set_instrument_metadata(f"{'µ' * 90} {turn} {number}", "number", number)
+            producer.put(batch(0, turn, ROWS))
+            storage.flush()
+            (ledger,) = shared_folder.glob("*/ledger-*")
+            sizes.append(ledger.stat().st_size)
+            kill_writer(storage)
+            storage.stats()
+        assert sizes == sorted(set(sizes))
+    assert [reason for _, reason in storage.restarts] == ["was killed by signal 9"] * 3
+    assert shmstore.read(storage.path, "x").num_rows == 3 * ROWS
+    with shmstore.open(storage.path) as recording:
+        assert len(recording) == 1 + sum(counts)
+
+
 # -- the standby ---------------------------------------------------------------------------------------------
 
 
