@@ -212,17 +212,18 @@ class Source:
         return account
 
     def close_account(self, *, aborted: bool) -> None:
-        """Count what was sealed and never taken as lost, unless the producer lives to be told.
+        """Count what was sealed and never taken as lost, unless a producer that has not ended can be told.
 
         An abort throws such rows away on purpose: they count as dropped.
         """
-        lives = self.ring.producer_lives  # asked first: the counts of one that is gone are its last
+        # Asked first: the counts of one that is gone, or says that it has ended, are its last.
+        ended = self.ended or not self.ring.producer_lives
         left = max(0, self.ring.sealed_rows - self.account.taken)
         if self._broken:
             return
         if aborted:
             self._dropped_by_abort = left
-        elif not lives:
+        elif ended:
             self.account.lost = left
 
     def close(self) -> None:

@@ -612,6 +612,7 @@ class Writer:
         self._last_housekeeping = now
         for source in list(self._sources.values()):
             if source.ended and source.idle:
+                source.close_account(aborted=False)
                 self._detach(source)
 
     def _detach(self, source: Source) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -299,6 +302,32 @@ def test_the_writer_does_not_trust_producers(output_dir: Path, strings: str) -> 
         assert recording.accounting
         (account,) = recording.accounting["producers"]
     assert (account["accepted"], account["committed"], account["rejected"]) == (2 + lost, 2, lost)
+
+
+def test_what_is_sealed_and_not_there_counts_as_lost_when_its_producer_ends(output_dir: Path) -> None:
+    """Its seal, and the word how far the producer has come, are overwritten: there is nothing to take."""
+    with shmstore.HDF5Storage(output_dir=output_dir, ring_bytes=RING_BYTES) as storage:
+        producer = storage.producer("cam", SCHEMA)
+        producer.put(batch(1, 0, ROWS))
+        storage.flush()
+        os.kill(storage.writer_pid, signal.SIGSTOP)
+        assert producer._attachment is not None
+        ring = producer._attachment.ring
+        path, at = ring.segment.path, ring.position
+        producer.put(batch(1, 1, ROWS))
+        ring._words[at % ring.capacity // 8 + 7] = 0
+        ring._producer[0] = at
+        producer.close()
+        os.kill(storage.writer_pid, signal.SIGCONT)
+        deadline = time.monotonic() + TIMEOUT_S
+        while path.exists():  # until the writer has let go of it, while it records
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        with pytest.raises(shmstore.IncompleteFileError, match=f"{ROWS} rows of 'cam' were sealed"):
+            storage.close()
+    assert shmstore.verify(storage.path).state == "partial"
+    with shmstore.open(storage.path) as recording:
+        check_instrument(recording["cam"], {1: [ROWS]})
 
 
 def test_no_arrow_data_at_all(output_dir: Path) -> None:
