@@ -73,7 +73,7 @@ def _loss(instrument: str, layout: Layout | None, group: Any, within: str, damag
                 start, stop = _concerned(column.node, group, within, damage.start, damage.stop) or (0, _ALL)
                 start, stop = min(start, rows), min(stop, rows)
                 said = f"rows {start} to {stop - 1}" if start < stop else "no rows"
-                text = f"{place}: {said} are damaged on the disk ({damage.items}); "
+                text = f"{place}: {said} {damage.how} ({damage.items}); "
                 return Loss(place, text + _reading(column.node, stream))
     return Loss(instrument, f"{instrument}: {damage}, and read as the fill value")
 

@@ -7,6 +7,7 @@ old one is never touched.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,8 +23,10 @@ from shmstore.codec import Codec
 from shmstore.dataset import Dataset, RecordingFile
 from shmstore.errors import IncompleteFileError, StorageError, storage_error
 from shmstore.layout import Stream, stream_from_dict
+from shmstore.segment import align
 from shmstore.signature import crc32
 from shmstore.steps import step
+from shmstore.tails import Tails
 
 #: Items of a variable-length dataset written at a time.
 _VARIABLE_ITEMS = 65536
@@ -47,20 +50,28 @@ class Damage:
         The first of them, and the one after the last.
     stream : Stream
         What the dataset holds.
+    on_disk : bool
+        Whether the disk has damaged them; else they are gone from shared memory.
     """
 
     path: str
     start: int
     stop: int
     stream: Stream
+    on_disk: bool = True
 
     @property
     def items(self) -> str:
         """Which they are, in words."""
         return f"items {self.start} to {self.stop - 1} of {self.path!r}"
 
+    @property
+    def how(self) -> str:
+        """What became of them, in words."""
+        return "are damaged on the disk" if self.on_disk else "are gone from shared memory"
+
     def __str__(self) -> str:
-        return f"{self.items} are damaged on the disk"
+        return f"{self.items} {self.how}"
 
 
 def rebuild(
@@ -116,6 +127,88 @@ def rebuild(
         if isinstance(error, StorageError) or not isinstance(error, (OSError, RuntimeError)):
             file.close()
         raise
+
+
+def mend_tails(
+    file: RecordingFile, chronicle: Chronicle, checkpoint: Checkpoint, folder: Path
+) -> list[Damage]:
+    """Make segments of tails anew that are cut or gone; something stands in for what a commit had in them.
+
+    Parameters
+    ----------
+    file
+        The new file.
+    chronicle, checkpoint
+        As for `rebuild`.
+    folder
+        Where the segments are, by other names too: what these name stays as it is.
+
+    Returns
+    -------
+    list of Damage
+        What is not in them any more.
+
+    Raises
+    ------
+    StorageError
+        There is no memory.
+    """
+    standings = {
+        int(number): standing
+        for instrument in checkpoint.instruments.values()
+        for number, *standing in instrument["streams"]
+    }
+    cut: list[tuple[int, int, npt.NDArray[np.uint8], int]] = []
+    mended = []
+    for told in chronicle.tails:
+        path = folder / told.name
+        if standings.keys().isdisjoint(told.datasets):
+            continue
+        size = path.stat().st_size if path.exists() else 0
+        if size >= Tails.needed(told.sizes, told.buffers):
+            continue
+        there = path.read_bytes() if size else b""
+        tails = Tails.create(path, told.sizes, told.buffers)
+        mended.append(tails)
+        start = 0
+        for number, buffers in zip(told.datasets, tails.buffers, strict=True):
+            items, held, *_ = standings.get(number, (0, -1))
+            for index, buffer in enumerate(buffers):
+                part = there[start : start + len(buffer)]
+                buffer[: len(part)] = memoryview(part)
+                start += align(len(buffer))
+                if index == held:
+                    cut.append((number, int(items), buffer, len(part)))
+    try:
+        return _stand_in_tails(file, chronicle, cut)
+    finally:
+        cut.clear()
+        for tails in mended:
+            tails.leave()
+
+
+def _stand_in_tails(
+    file: RecordingFile, chronicle: Chronicle, cut: Sequence[tuple[int, int, npt.NDArray[np.uint8], int]]
+) -> list[Damage]:
+    """Let something stand in for what is not in these buffers: dataset, its items, memory, bytes there."""
+    found = []
+    with file.structure() if cut else contextlib.nullcontext():  # else chunks just written cannot be read
+        for number, items, buffer, there in cut:
+            dataset, told = _existing(file, number), chronicle.datasets[number]
+            size = told.stream.item_bytes
+            chunk, filled = divmod(items, told.chunk_items)
+            kept = min(there // size, filled)
+            if kept == filled:
+                continue
+            before = _item_before(dataset, told, range(chunk, chunk + 1))
+            if before is not None and kept:
+                last = buffer[(kept - 1) * size : kept * size].view(told.stream.numpy_dtype)
+                before = np.maximum(last, 0) if "CATEGORIES" in told.stream.attributes else last.copy()
+            stand_in = _stand_in(told, before, 0)
+            buffer[kept * size : filled * size] = stand_in[: (filled - kept) * size]
+            first = chunk * told.chunk_items
+            found.append(Damage(dataset.path, first + kept, items, told.stream, on_disk=False))
+    return found
 
 
 def _repeat(chronicle: Chronicle, file: RecordingFile) -> None:

@@ -19,7 +19,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from shmstore.accounting import SourceStanding
 from shmstore.checkpoint import Checkpoint
@@ -34,7 +34,7 @@ from shmstore.ledger import Ledger
 from shmstore.leftovers import is_written
 from shmstore.queue import DescriptorQueue
 from shmstore.reader import Recording
-from shmstore.rebuilding import Damage, Progress, rebuild
+from shmstore.rebuilding import Damage, Progress, mend_tails, rebuild
 from shmstore.resumption import (
     LEDGER_BYTES,
     discard,
@@ -299,7 +299,7 @@ def _salvaged(path: Path, left: Session | None, progress: Progress | None) -> Re
     beside = path_beside(path)
     discard(beside)
     _require_space(path)
-    checkpoints, waiting = _commits(path, left), (0, 0)
+    checkpoints, waiting = _commits(path, left), _Waiting()
     if left is not None:
         waiting = _waiting(left, checkpoints[0])
     committed: dict[str, int] = {}
@@ -307,11 +307,14 @@ def _salvaged(path: Path, left: Session | None, progress: Progress | None) -> Re
         for link, count in _committed(checkpoint).items():
             committed[link] = max(committed.get(link, 0), count)
     problems = []
-    if waiting[0]:
+    if waiting.batches:
         problems.append(
-            f"{waiting[1]} rows in {waiting[0]} batches were still in rings, and whose they are is not "
-            f"known: they are kept in {path.name}.damaged"
+            f"{waiting.rows} rows in {waiting.batches} batches were still in rings, and whose they are is "
+            f"not known: they are kept in {path.name}.damaged"
         )
+    problems += [
+        f"a ring cannot be read, it is kept in {path.name}.damaged: {reason}" for reason in waiting.unreadable
+    ]
     try:
         salvage(path, beside, committed, problems, progress)
         verdict = verify(beside)
@@ -322,7 +325,7 @@ def _salvaged(path: Path, left: Session | None, progress: Progress | None) -> Re
                 "untouched"
             )
         kept = keep_aside(path)
-        if left is not None and waiting[0]:
+        if left is not None and (waiting.batches or waiting.unreadable):
             memory = kept.with_name(kept.name + ".memory")
             shutil.rmtree(memory, ignore_errors=True)  # of one that was killed in here
             left.spill(memory)
@@ -351,18 +354,31 @@ def _commits(path: Path, left: Session | None) -> list[Checkpoint]:
     return found
 
 
-def _waiting(left: Session, checkpoint: Checkpoint) -> tuple[int, int]:
-    """Return how many batches and rows in a session's rings were not committed."""
+class _Waiting(NamedTuple):
+    """Batches and rows in rings that were not committed, and why rings cannot be read."""
+
+    batches: int = 0
+    rows: int = 0
+    unreadable: tuple[str, ...] = ()
+
+
+def _waiting(left: Session, checkpoint: Checkpoint) -> _Waiting:
+    """Return what is in a session's rings, of those that can be read."""
     batches = rows = 0
-    for path in left.folder.glob("ring-*"):
-        ring = Ring.attach(path, private=True)
+    unreadable = []
+    for path in sorted(left.folder.glob("ring-*")):
         try:
-            ring.pass_over(checkpoint.sources.get(ring.number, SourceStanding()).slots)
-            found = ring.unreleased()
+            ring = Ring.attach(path, private=True)
+            try:
+                ring.pass_over(checkpoint.sources.get(ring.number, SourceStanding()).slots)
+                found = ring.unreleased()
+            finally:
+                ring.close()
+        except BrokenError as error:
+            unreadable.append(str(error))
+        else:
             batches, rows = batches + found[0], rows + found[1]
-        finally:
-            ring.close()
-    return batches, rows
+    return _Waiting(batches, rows, tuple(unreadable))
 
 
 def _require_space(path: Path) -> None:
@@ -478,7 +494,7 @@ class _Recovery:
                 f"{self._beside} was recovered and does not hold: {surprises[0]}; the original is untouched"
             )
         step("recovery.verified")
-        kept = str(keep_aside(self._path)) if lost else None
+        kept = str(keep_aside(self._path)) if any(damage.on_disk for damage in damages) else None
         replace_recording(self._path)
         step("recovery.folder_removed")
         rows = {instrument.name: instrument.rows for instrument in verdict.instruments}
@@ -501,6 +517,7 @@ class _Recovery:
         """
         file, damages = rebuild(chronicle, checkpoint, self._path, self._beside, self._progress)
         step("recovery.rebuilt")
+        damages += mend_tails(file, chronicle, checkpoint, work.folder)
         config = StorageConfig.from_dict(_config_of(chronicle))
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import struct
 import weakref
 import zlib
@@ -35,7 +36,7 @@ from typing import NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from shmstore.errors import BatchTooLargeError, BrokenError
+from shmstore.errors import BatchTooLargeError, BrokenError, StorageError
 from shmstore.segment import ALIGNMENT, Segment, align
 from shmstore.steps import step
 
@@ -169,7 +170,12 @@ class Ring:
     @classmethod
     def attach(cls, path: Path, *, private: bool = False) -> Self:
         """Map an existing ring; ``private`` as for `Segment.attach`."""
-        segment = Segment.attach(path, private=private)
+        try:
+            segment = Segment.attach(path, private=private)
+        except StorageError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            raise BrokenError(f"{path} is no ring: it is empty") from None
         try:
             return cls(segment)
         except BrokenError:

@@ -68,17 +68,22 @@ class Tails:
             How many each stream gets.
         """
         path.unlink(missing_ok=True)
-        size = sum(align(size) for size in chunk_bytes) * buffers
+        size = cls.needed(chunk_bytes, buffers)
         return cls(Segment.create(path, max(size, align(1))), chunk_bytes, buffers)
 
     @classmethod
     def attach(cls, path: Path, chunk_bytes: Sequence[int], buffers: int, *, private: bool = False) -> Tails:
         """Map what another writer made with these sizes and number; ``private`` as for `Segment.attach`."""
         segment = Segment.attach(path, private=private)
-        if segment.size < sum(align(size) for size in chunk_bytes) * buffers:
+        if segment.size < cls.needed(chunk_bytes, buffers):
             segment.close()
             raise BrokenError(f"{path} is too small for the tails that should be in it")
         return cls(segment, chunk_bytes, buffers)
+
+    @staticmethod
+    def needed(chunk_bytes: Sequence[int], buffers: int) -> int:
+        """Return how many bytes of a segment are used by tails of these sizes and number."""
+        return sum(align(size) for size in chunk_bytes) * buffers
 
     @property
     def size(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -145,6 +146,87 @@ def test_the_rows_of_a_damaged_chunk_are_named_and_all_else_is_there(left: Left,
     assert [(file.kind, file.recording) for file in find_files(left.path.parent)] == [
         ("damaged", str(left.path))
     ]
+
+
+def copy_of_session(shm_dir: Path) -> Path:
+    """Return a copy of the only session in a folder, which nobody has."""
+    (session,) = shm_dir.glob("shmstore-*")
+    left = shm_dir / "shmstore-left"
+    left.mkdir(mode=0o700)
+    for file in session.iterdir():
+        if file.is_file():
+            shutil.copy(file, left)
+    return left
+
+
+@pytest.mark.parametrize("share", [None, 0.0, 0.1, 0.3, 0.6, 0.9])
+def test_what_is_cut_off_in_shared_memory_concerns_only_its_rows(
+    output_dir: Path, shared_folder: Path, tmp_path: Path, share: float | None
+) -> None:
+    """Unfinished chunks are only there; what was in rings comes behind."""
+    options = {"columns": {"packed": {"strings": "packed"}}, "chunk_bytes": "8KiB"}
+    whole = pa.record_batch(columns())
+    path = tmp_path / "left" / "daq.h5"
+    path.parent.mkdir()
+    with HDF5Storage(
+        output_dir=output_dir,
+        shm_dir=shared_folder,
+        filename="daq.h5",
+        ring_bytes="4MiB",
+        auto_flush_interval_secs=0,
+        instruments={"cam": options},
+    ) as storage:
+        storage.write_batch("cam", whole.slice(0, 4500))
+        storage.write_batch("other", pa.record_batch({"n": list(range(5))}))
+        storage.flush()
+        os.kill(storage.writer_pid, signal.SIGSTOP)
+        try:
+            storage.write_batch("cam", whole.slice(4500))
+            left = copy_of_session(shared_folder)
+            shutil.copytree(recovery_folder(storage.path), recovery_folder(path))
+            shutil.copy(storage.path, path)
+        finally:
+            os.kill(storage.writer_pid, signal.SIGCONT)
+    (left / "recording").write_bytes(os.fsencode(path))
+    tails = max(left.glob("tails-*"), key=lambda segment: segment.stat().st_size)
+    if share is None:
+        tails.unlink()
+    else:
+        os.truncate(tails, int(tails.stat().st_size * share))
+    before = path.read_bytes()
+    report = recover(path, shm_dir=shared_folder)
+    assert (report.state, report.rows) == ("partial", {"cam": ROWS, "other": 5})
+    assert report.kept is None
+    assert not path.with_name("daq.h5.damaged").exists()
+    assert before != path.read_bytes()
+    concerned: dict[str, list[tuple[int, int]]] = {name: [] for name in columns()}
+    unreadable = set()
+    for problem in report.problems:
+        place, _, said = problem.removeprefix("instrument 'cam', column ").partition(": ")
+        name = place.strip("'")
+        if found := re.match(r"rows (\d+) to (\d+) are gone from shared memory \(", said):
+            concerned[name].append((int(found[1]), int(found[2])))
+        else:  # the bounds of its dictionaries went too
+            assert said.startswith("column 'label' is damaged")
+            unreadable.add(name)
+    assert any(concerned.values())
+    names = [name for name in columns() if name not in unreadable]
+    assert set(columns()) - set(names) <= {"label"}
+    table = shmstore.read(path, "cam", columns=names)
+    assert shmstore.read(path, "other")["n"].to_pylist() == list(range(5))
+    for name in names:
+        expected, read = columns()[name].to_pylist(), table[name].to_pylist()
+        for row in range(ROWS):
+            if not any(start <= row <= stop for start, stop in concerned[name]):
+                assert read[row] == expected[row], (name, row)
+        if not share and name != "text":
+            assert read != expected, name
+    with shmstore.open(path) as recording:
+        account = recording.accounting
+    assert account is not None
+    assert set(account["problems"]) <= set(report.problems)
+    assert not any("are gone" in problem for problem in set(report.problems) - set(account["problems"]))
+    assert not left.exists()
 
 
 #: A chunk of a dataset, its column, and how many rows are concerned.

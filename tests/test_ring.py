@@ -461,6 +461,9 @@ def test_a_segment_too_small_for_a_ring_is_refused(shared_folder: Path) -> None:
         Ring.attach(shared_folder / "ring")
     with pytest.raises(StorageError, match="recording has ended"):
         Ring.attach(shared_folder / "none")
+    (shared_folder / "empty").touch()
+    with pytest.raises(BrokenError, match="is no ring: it is empty"):
+        Ring.attach(shared_folder / "empty")
 
 
 def test_a_strange_state_of_the_producer_is_refused(ring: Ring) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
@@ -237,3 +238,18 @@ def test_what_else_is_known_to_be_lost_is_told_and_kept(output_dir: Path, shared
     rings = list(kept.glob("*.memory/shmstore-wreck/ring-*"))
     assert len(rings) == 1
     assert not wrecked.folder.exists()
+
+
+@pytest.mark.parametrize("size", [0, 5000])
+def test_a_ring_that_cannot_be_read_is_told_and_kept(
+    output_dir: Path, shared_folder: Path, size: int
+) -> None:
+    wrecked = wreck(output_dir, shared_folder, "put", "flush", "stop", "put")
+    shutil.rmtree(recovery_folder(wrecked.path))
+    (ring,) = wrecked.folder.glob("ring-*")
+    os.truncate(ring, size)
+    report = recover(wrecked.path, shm_dir=shared_folder)
+    assert (report.source, report.rows["x"]) == ("file", ROWS)
+    assert report.problems[1].startswith("a ring cannot be read, it is kept in")
+    kept = wrecked.path.with_name(wrecked.path.name + ".damaged")
+    assert [path.stat().st_size for path in kept.glob("*.memory/shmstore-wreck/ring-*")] == [size]

@@ -226,15 +226,15 @@ def test_a_wrong_call(output_dir: Path, shared_folder: Path) -> None:
     assert not list(output_dir.iterdir())
 
 
-@pytest.mark.parametrize("damage", ["cut", "position", "state"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "position", "state"])
 def test_a_damaged_ring_does_not_keep_the_rest_from_being_recovered(
     output_dir: Path, shared_folder: Path, damage: str
 ) -> None:
     left = wreck(output_dir, shared_folder, "put", "flush", "put", "refused", "stop", "put")
     (ring,) = (path for path in left.folder.glob("ring-*") if _rows(path) == 3 * ROWS)
     with ring.open("r+b") as file:
-        if damage == "cut":
-            file.truncate(5000)
+        if damage in ("cut", "empty"):
+            file.truncate(5000 if damage == "cut" else 0)
         else:
             file.seek(2048 if damage == "position" else 1032)
             file.write((77).to_bytes(8, "little"))
