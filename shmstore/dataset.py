@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import threading
@@ -876,8 +877,11 @@ def remove_recovery_folder(path: Path) -> None:
     except OSError as error:
         raise storage_error(error, "remove the journal", folder / "journal") from None
     step("close.journal_removed")
-    with contextlib.suppress(OSError):  # it is not empty, or not there
+    try:
         folder.rmdir()
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+            raise storage_error(error, "remove the recovery folder", folder) from None
 
 
 def metadata_attribute(value: Any) -> Any:
