@@ -105,7 +105,8 @@ def _list(array: pa.Array) -> _Parts:
     first, end = int(offsets[0]), int(offsets[-1])
     if pa.types.is_map(array.type):
         fields = [array.type.key_field, array.type.item_field]
-        pairs = [values.slice(first, end - first) for values in (array.keys, array.items)]
+        # Not `array.keys` and `array.items`, which look past the entries' own offset.
+        pairs = [array.values.field(number).slice(first, end - first) for number in range(2)]
         return [offsets - first], [pa.StructArray.from_arrays(pairs, fields=fields)]
     return [offsets - first], [array.values.slice(first, end - first)]
 

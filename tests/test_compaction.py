@@ -102,6 +102,17 @@ def test_a_slice_of_a_slice_equals_too(name: str) -> None:
     assert compact(array).equals(array)
 
 
+@pytest.mark.parametrize("rows", [slice(None), slice(13, 30)], ids=str)
+def test_a_map_keeps_the_offset_of_its_entries(rows: slice) -> None:
+    """As a slice of structs has it; Arrow's keys, items and lists of Python objects look past it."""
+    entries = ARRAYS["map"].values.slice(333)
+    offsets = pa.array(OFFSETS[: ROWS - 49], pa.int32()).buffers()[1]
+    array = pa.Array.from_buffers(ARRAYS["map"].type, ROWS - 50, [None, offsets], children=[entries])[rows]
+    assert compact(array).equals(array)
+    first = array.values.field(0)[OFFSETS[rows][0]]
+    assert compact(array)[0].as_py()[0][0] == first.as_py()
+
+
 @pytest.mark.parametrize("name", [name for name in ARRAYS if name != "dictionary"])
 def test_a_few_rows_bring_a_few_bytes(name: str) -> None:
     array = ARRAYS[name]
