@@ -59,8 +59,11 @@ class Recorded:
         except (shmstore.IncompleteFileError, shmstore.StorageError) as error:
             return [f"refused: {error}"] if confirmed.metadata else []
         wrong = check_confirmed(path, confirmed)
-        if (sorted(self.folder.iterdir()), sorted(self.shm_dir.iterdir())) != ([path], []):
-            wrong.append("something was left behind")
+        left = {*self.folder.iterdir(), *self.shm_dir.iterdir()}
+        # Before anything was confirmed the journal may never have reached the disk.
+        kept = [] if report.kept is None or confirmed.metadata else [Path(report.kept).parent]
+        if left != {path, *kept}:
+            wrong.append(f"there are {sorted(map(str, left))}, after: {report}")
         if report.source == "shared memory":
             wrong.append("there was none to recover from")
         return wrong
