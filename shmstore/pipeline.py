@@ -22,6 +22,8 @@ from shmstore.dataset import Dataset
 from shmstore.signature import crc32
 from shmstore.steps import step
 
+#: So many chunks under way mean that the file thread is behind.
+_AHEAD_CHUNKS = 2
 #: Longest wait without a look.
 _LOOK_S = 1.0
 

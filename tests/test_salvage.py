@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from children import Child
-from wrecks import BATCH, ROWS, wreck
+from wrecks import BATCH, ROWS, kill_both, wreck
 
 import shmstore
 from shmstore import HDF5Storage
@@ -171,19 +171,17 @@ def test_without_a_file_there_is_nothing_to_make_whole(left: Path, shared_folder
 
 def test_a_recording_that_never_had_a_journal(output_dir: Path, shared_folder: Path) -> None:
     with Child(
-        "import os, shmstore",
+        "import shmstore",
         "from wrecks import BATCH",
         f"storage = shmstore.HDF5Storage(output_dir={str(output_dir)!r}, shm_dir={str(shared_folder)!r},",
         "    filename='daq.h5', ring_bytes='256KiB', recoverable=False).start()",
         "storage.write_batch('x', BATCH)",
         "storage.flush()",
         "say(storage.writer_pid)",
-        "os.kill(storage.writer_pid, 9)",
         "wait()",
         also=Path(__file__).parent,
     ) as owner:
-        assert owner.hear()
-        owner.end()
+        kill_both(owner, int(owner.hear()))
     report = recover(output_dir / "daq.h5", shm_dir=shared_folder)
     assert (report.source, report.rows, report.problems) == ("file", {"x": ROWS}, (GONE,))
     assert shmstore.read(output_dir / "daq.h5", "x").equals(pa.Table.from_batches([BATCH]))

@@ -72,6 +72,18 @@ def owner_in(output_dir: Path, shm_dir: Path, name: str) -> Child:
     )
 
 
+def kill_both(owner: Child, writer: int) -> None:
+    """Kill a writer and its owner, which must not get to replace it."""
+    os.kill(owner.pid, signal.SIGSTOP)
+    exited = os.pidfd_open(writer)
+    try:
+        os.kill(writer, signal.SIGKILL)
+        assert select.select([exited], [], [], 30)[0]
+    finally:
+        os.close(exited)
+    owner.end()
+
+
 def wreck(output_dir: Path, shm_dir: Path, *orders: str, name: str = "wreck") -> Wreck:
     """Record as ordered, then kill the writer and the owner."""
     with owner_in(output_dir, shm_dir, name) as owner:
@@ -79,11 +91,5 @@ def wreck(output_dir: Path, shm_dir: Path, *orders: str, name: str = "wreck") ->
         for order in orders:
             owner.tell(order)
             assert owner.hear() == "done"
-        exited = os.pidfd_open(writer)
-        try:
-            os.kill(writer, signal.SIGKILL)
-            assert select.select([exited], [], [], 30)[0]
-        finally:
-            os.close(exited)
-        owner.end()
+        kill_both(owner, writer)
     return Wreck(path, shm_dir / f"shmstore-{name}", owner.pid, writer)
