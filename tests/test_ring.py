@@ -391,6 +391,22 @@ def test_a_slot_that_the_producer_counts_and_that_is_not_there_is_noticed(ring: 
         ring.borrow()
 
 
+def test_a_seal_that_is_seen_after_the_count_is_waited_for(
+    ring: Ring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a processor where loads overtake one another."""
+    seal(ring, 64)
+    looks = []
+
+    def late(position: int) -> Any:
+        looks.append(position)
+        return Ring._header_at(ring, position) if len(looks) > 1 else None
+
+    monkeypatch.setattr(ring, "_header_at", late)
+    assert take(ring).sequence == 0
+    assert ring.borrow() is None
+
+
 @pytest.mark.parametrize("where", [13, CAPACITY - 3, 2**64 - 1])
 def test_a_position_where_no_slot_can_be_is_refused_by_all(
     ring: Ring, shared_folder: Path, where: int
