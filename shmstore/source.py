@@ -183,6 +183,11 @@ class Source:
         return self.ring.waiting or self.ring.used > self.ring.capacity // _CROWDED_SHARE
 
     @property
+    def stuck(self) -> bool:
+        """Whether a commit covers slots that could not be given back: an array still looks at the first."""
+        return self._covered > 0
+
+    @property
     def idle(self) -> bool:
         """Whether everything sealed was taken and given back."""
         return not self._held and (self._broken or not self.ring.has_sealed())

@@ -463,7 +463,11 @@ class Writer:
 
         Space comes in portions: each costs a commit, and a producer that waits goes on with any.
         """
-        pressed = [source.ring.capacity for source in self._sources.values() if source.crowded]
+        pressed = [
+            source.ring.capacity
+            for source in self._sources.values()
+            if source.crowded and not source.stuck  # where no commit would help at once
+        ]
         return self._committed_bytes + min(pressed) // _PORTION_SHARE if pressed else None
 
     def _commit_now(self) -> None:

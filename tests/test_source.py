@@ -165,9 +165,45 @@ def test_a_slot_that_somebody_looks_at_is_counted_and_not_freed(source: Source, 
     source.hold(take(source), Ticket(0))
     assert commit(source) == 0
     assert (source.account.committed, source.idle, producer.used) == (20, False, 256)
+    assert source.stuck
     del array
     assert commit(source) == 256
+    assert not source.stuck
     assert (source.account.committed, source.account.committed_slots, producer.used) == (20, 2, 0)
+
+
+def test_rows_that_wait_for_company_can_wait_on_unless_their_space_is_needed(
+    source: Source, producer: Ring
+) -> None:
+    assert not source.releasable
+    seal(producer, 10)
+    source.hold(take(source), waiting := Ticket())
+    assert (source.releasable, source.crowded) == (False, False)
+    producer.set_waiting(True)
+    assert (source.releasable, source.crowded) == (True, True)
+    producer.set_waiting(False)
+    seal(producer, 10, 1024)
+    assert (source.releasable, source.crowded) == (True, True)
+    source.hold(take(source), Ticket(0))
+    waiting.chunks = 0
+    commit(source)
+    assert (source.releasable, source.crowded) == (False, False)
+
+
+def test_a_slot_that_no_chunk_is_waited_for_is_given_back_by_the_next_commit(
+    source: Source, producer: Ring
+) -> None:
+    """As one that was taken while a commit was on its way."""
+    for _ in range(2):
+        seal(producer, 10)
+    source.hold(take(source), Ticket(0))
+    source.ripen()
+    source.hold(take(source), Ticket(0))
+    source.cover(0)
+    source.release()
+    assert source.releasable
+    assert commit(source) == 128
+    assert not source.releasable
 
 
 def test_a_waiting_producer_is_told_of_space(source: Source, producer: Ring, session: Session) -> None:
