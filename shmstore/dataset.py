@@ -187,6 +187,7 @@ class Dataset:
             # The handle remembers the chunk's place, which the index never got: written again through the
             # same handle, the chunk would be lost without a word.
             self._id, self._opened = None, -1
+            self._file.forget_end()
             raise
         step("writer.chunk_written")
         self.bytes_written += size

@@ -122,33 +122,10 @@ def recover(
     shm_dir: str | os.PathLike[str] = "/dev/shm",
     progress: Progress | None = None,
 ) -> RecoveryReport:
-    """Make a recording whole whose processes were killed, or whose machine lost its power.
+    """Recover in this process, which HDF5 may take along if the disk refuses a write in the wrong place.
 
-    Takes as long as copying the file, and needs as much room again on its disk. May be called again at any
-    time, also after it was killed itself.
-
-    Parameters
-    ----------
-    recording
-        The HDF5 file, or the name of the session that was recording it.
-    shm_dir
-        Folder for shared memory, if the recording used another.
-    progress
-        Called with the bytes copied and those in all.
-
-    Returns
-    -------
-    RecoveryReport
-        What was found and done.
-
-    Raises
-    ------
-    IncompleteFileError
-        There is no such recording, or nothing that it could be made whole from.
-    BrokenError
-        It is still being recorded, or recovered by somebody else.
-    StorageError
-        The disk or shared memory refuses.
+    Parameters, result and errors are those of `shmstore.recover`, which runs this in a process of its own;
+    but ``progress`` is called after each chunk.
     """
     path, folder = _find(Path(recording), Path(shm_dir))
     with contextlib.ExitStack() as held:
