@@ -788,6 +788,7 @@ class RecordingFile:
             if dataset is not None and len(dataset.checksums):
                 kept = checksums.create_dataset(str(dataset.number), data=np.array(dataset.checksums, "<u4"))
                 kept.attrs["path"] = f"/{dataset.path}"
+                kept.flush()  # else it is written when the handle goes, where nobody hears of an error
         if _REPLACED in self._file:  # last, so that nothing takes the space that comes free
             del self._file[_REPLACED]
         step("close.checksums_written")

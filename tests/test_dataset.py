@@ -711,3 +711,38 @@ def test_the_end_is_stamped_and_plain_h5py_opens_the_file(file: RecordingFile) -
         assert found["cam"].attrs["NROWS"] == 3
         assert found["cam/n"][:].tolist() == [1, 2, 3]
     file.path.unlink()
+
+
+def test_checksums_that_the_disk_refuses_are_no_end_of_the_file(tmp_path: Path) -> None:
+    """For a moment only, and those of the first dataset: HDF5 says so when they are flushed, or never."""
+    with Child(
+        "import os, resource",
+        "from pathlib import Path",
+        "import numpy as np",
+        "import shmstore.dataset as module",
+        "from shmstore.codec import Codec",
+        "from shmstore.layout import Stream",
+        f"file = module.RecordingFile.create(Path({str(tmp_path / 'recording.h5')!r}), {{}}, '{{}}')",
+        "with file.structure():",
+        "    made = [file.create_dataset(name, Stream('values', name, '<i8'), 4, Codec.parse('none'))",
+        "            for name in ('a', 'b')]",
+        "for dataset in made:",
+        "    dataset.grow(4)",
+        "    dataset.write_chunk(0, np.arange(4), 0)",
+        "limits = resource.getrlimit(resource.RLIMIT_FSIZE)",
+        "step = module.step",
+        "def limited(name):",
+        "    step(name)",
+        "    if name == 'close.stamped':",
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (file.size, limits[1]))",
+        "    if name == 'close.checksums_written':",
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, limits)",
+        "module.step = limited",
+        "try:",
+        "    file.finish('complete', '{}', {})",
+        "    say('finished')",
+        "except (OSError, RuntimeError):",
+        "    say('refused')",
+        "os._exit(0)",
+    ) as child:
+        assert child.hear() == "refused"
