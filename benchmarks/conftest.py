@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +9,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-# For this folder's own modules, here and in spawned producers;
-# last, so that an installed shmstore goes first.
-_ROOT = str(Path(__file__).resolve().parent.parent)
-if _ROOT not in sys.path:
-    sys.path.append(_ROOT)
-
-from benchmarks.harness import Report, Result  # noqa: E402 (needs the path above)
+from shmstore.bench.harness import Report, Result
 
 _RESULTS = pytest.StashKey[list[Result]]()
 _Size = TypeVar("_Size")

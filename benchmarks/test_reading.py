@@ -13,8 +13,8 @@ import pytest
 
 import shmstore
 from benchmarks.conftest import Scale
-from benchmarks.harness import Report
-from benchmarks.streams import MIB, Adc, Stream, Telemetry, batch_bytes
+from shmstore.bench.harness import Report
+from shmstore.bench.streams import MIB, Adc, Stream, Telemetry, batch_bytes
 
 pytestmark = pytest.mark.timeout(1800)  # seconds; slow machines are welcome
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.conftest import Scale
-from benchmarks.harness import Report
-from benchmarks.recorders import Recording
-from benchmarks.streams import MIB, Adc, Telemetry
+from shmstore.bench.harness import Report
+from shmstore.bench.recorders import Recording
+from shmstore.bench.streams import MIB, Adc, Telemetry
 
 pytestmark = pytest.mark.timeout(1800)  # seconds; slow machines are welcome
 

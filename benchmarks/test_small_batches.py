@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.conftest import Scale
-from benchmarks.harness import Report
-from benchmarks.peers import H5pyAppend
-from benchmarks.recorders import Recording
-from benchmarks.streams import Telemetry
+from shmstore.bench.harness import Report
+from shmstore.bench.peers import H5pyAppend
+from shmstore.bench.recorders import Recording
+from shmstore.bench.streams import Telemetry
 
 pytestmark = pytest.mark.timeout(1800)  # seconds; slow machines are welcome
 

@@ -8,10 +8,10 @@ import hdf5plugin
 import pytest
 
 from benchmarks.conftest import Scale
-from benchmarks.harness import Report, Result, Series
-from benchmarks.peers import H5pyAppend, PwriteLoop
-from benchmarks.recorders import Recording
-from benchmarks.streams import MIB, Adc, Frames
+from shmstore.bench.harness import Report, Result, Series
+from shmstore.bench.peers import H5pyAppend, PwriteLoop
+from shmstore.bench.recorders import Recording
+from shmstore.bench.streams import MIB, Adc, Frames
 
 pytestmark = pytest.mark.timeout(1800)  # seconds; slow machines are welcome
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.conftest import Scale
-from benchmarks.harness import Report, Result
-from benchmarks.recorders import Recording
-from benchmarks.streams import Hits, Labels, Words
+from shmstore.bench.harness import Report, Result
+from shmstore.bench.recorders import Recording
+from shmstore.bench.streams import Hits, Labels, Words
 
 pytestmark = pytest.mark.timeout(1800)  # seconds; slow machines are welcome
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import h5py
 
-from benchmarks.streams import Stream, batch_bytes, columns
+from shmstore.bench.streams import Stream, batch_bytes, columns
 
 
 class PwriteLoop:

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 import shmstore
-from benchmarks.streams import Stream, batch_bytes
+from shmstore.bench.streams import Stream, batch_bytes
 
 # spawn: a fork of a process in which Arrow has started threads is unsafe.
 _CONTEXT = multiprocessing.get_context("spawn")
