@@ -22,7 +22,7 @@ from shmstore.dataset import Dataset
 from shmstore.signature import crc32
 from shmstore.steps import step
 
-#: So many chunks under way mean that the file thread is behind.
+#: So many chunks under way mean that the file thread is behind: what the submitter can do is taken off it.
 _AHEAD_CHUNKS = 2
 #: Longest wait without a look.
 _LOOK_S = 1.0
@@ -169,6 +169,12 @@ class CodecPipeline:
         job = _Job(dataset, index, end, chunk, as_it_is, None if as_it_is else encode)
         if job.encode is not None:
             job.encoding = self._pool.submit(job.run)
+        elif (
+            self.submitted - self.written >= _AHEAD_CHUNKS
+            and dataset.keeps_checksums
+            and not job.through_hdf5
+        ):
+            job.run()
         self.submitted += 1
         self._submitted_bytes += size
         self._jobs.put(job)
@@ -211,6 +217,10 @@ class CodecPipeline:
     def busy(self) -> bool:
         """Whether chunks are under way."""
         return self.written < self.submitted
+
+    @property
+    def _file_thread_is_behind(self) -> bool:
+        return self.submitted - self.written >= _AHEAD_CHUNKS
 
     @property
     def _under_way(self) -> int:
