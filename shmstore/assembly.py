@@ -37,7 +37,7 @@ from shmstore.planning import plan
 from shmstore.schema import to_json
 from shmstore.steps import step
 from shmstore.streams import ChunkAssembler, Standing, VariableAssembler
-from shmstore.tails import Tails, buffers_for
+from shmstore.tails import TailBuffers, Tails, buffers_for
 
 _VALIDITY_CHUNK_ITEMS = 4096
 #: Rows of nulls given to a new column at a time.
@@ -421,7 +421,7 @@ class InstrumentAssembly:
         sizes = [items * stream.item_bytes for stream, _, items in made if not stream.variable]
         buffers = buffers_for(sizes)
         path = self._tails_path()
-        tails = Tails.create(path, sizes, buffers)
+        tails = Tails.create(path, sizes, buffers, sparse=True)
         self._tails.append(tails)
         step("writer.tails_made")
         with self._file.structure():
@@ -451,7 +451,7 @@ class InstrumentAssembly:
         dataset: Dataset,
         stream: Stream,
         codec: Codec,
-        buffers: Sequence[Chunk],
+        buffers: TailBuffers,
         standing: Standing | None = None,
     ) -> ChunkAssembler:
         encode = codec.encoder(stream.numpy_dtype.itemsize, dataset.chunk_bytes) if codec.direct else None
@@ -556,7 +556,7 @@ class InstrumentAssembly:
         layout: Layout,
         history: list[PastSchema],
         standing: Mapping[str, Any],
-        tails: Mapping[int, Sequence[Chunk]],
+        tails: Mapping[int, TailBuffers],
         segments: Iterable[Tails],
     ) -> None:
         """Go on where another writer made its last commit.

@@ -84,6 +84,8 @@ class Dataset:
         Filter mask that says "stored as it is".
     number : int
         By which the journal knows it.
+    first_items : int
+        Extent of the first dimension when it was made here.
     known_items : int
         Extent of the first dimension, as last set.
     bytes_written, chunks_written : int
@@ -105,7 +107,7 @@ class Dataset:
         self._file = file
         self._stream = stream
         self._origin = (0,) * len(stream.item_shape)
-        self.known_items = 0
+        self.first_items = self.known_items = 0
         self.bytes_written = 0
         self.chunks_written = 0
         self.checksums = array("I")
@@ -223,7 +225,7 @@ class Dataset:
             return
         crc = crc32(payload) if checksum is None else checksum
         after = self._file.look_for_end()
-        place = self.places.get(index)
+        place = self.places.pop(index, None)
         offset = -1
         if after > before:
             offset = after - size
@@ -231,12 +233,12 @@ class Dataset:
             offset = place[0]  # of the same length, it is overwritten where it was
         if offset < 0:
             journal.inline(self.number, index, filter_mask, self.known_items, crc, bytes(payload))
-            self.places.pop(index, None)
         else:
             journal.chunk(self.number, index, filter_mask, self.known_items, offset, size, crc)
-            if filter_mask == self.skip_mask:  # perhaps a published tail, which will be written again
-                later = {number: kept for number, kept in self.places.items() if number > index}
-                self.places = {index: (offset, size), **later}
+            if (
+                self.known_items < (index + 1) * self.chunk_items
+            ):  # a published tail: it will be written again
+                self.places[index] = offset, size
         if index >= len(self.checksums):
             self.checksums.extend([0] * (index + 1 - len(self.checksums)))
         self.checksums[index] = crc
@@ -604,7 +606,7 @@ class RecordingFile:
         if stream.attributes and stream.fill is not None:
             handle.attrs["_FillValue"] = np.asarray(stream.fill, stream.numpy_dtype)
         dataset = Dataset(self, len(self.datasets), path, stream, chunk_items, len(filters))
-        dataset.known_items = items
+        dataset.first_items = dataset.known_items = items
         self.datasets.append(dataset)
         self.journal.operation(
             "create_dataset",
@@ -716,7 +718,8 @@ class RecordingFile:
     @property
     def size(self) -> int:
         """Bytes of the file."""
-        return os.fstat(self._sync_fd).st_size
+        # Half the price of fstat: asked for after each chunk.
+        return os.lseek(self._sync_fd, 0, os.SEEK_END)
 
     @property
     def end(self) -> int:

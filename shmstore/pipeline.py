@@ -22,8 +22,10 @@ from shmstore.dataset import Dataset
 from shmstore.signature import crc32
 from shmstore.steps import step
 
-#: So many chunks under way mean that the file thread is behind: what the submitter can do is taken off it.
+#: So many chunks under way mean that the file thread is behind: the submitter does what it can for it.
 _AHEAD_CHUNKS = 2
+#: What is written in one go, before a commit or anybody else gets at the file: some steps are paid once.
+_RUN_BYTES = 2 * 2**20
 #: Longest wait without a look.
 _LOOK_S = 1.0
 
@@ -51,6 +53,13 @@ class _Job:
         if self.encode is not None:
             self.encoded = self.encode(self.chunk)
         self.checksum = crc32(self.chunk if self.encoded is None else self.encoded[0])
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether nothing has to be waited for before its bytes can be written, and nothing has failed."""
+        if self.encoding is not None:
+            return self.encoding.done() and self.encoding.exception() is None
+        return not self.through_hdf5
 
     @property
     def through_hdf5(self) -> bool:
@@ -130,6 +139,7 @@ class CodecPipeline:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shmstore-codec")
         # A job, `False` to look for a commit, or `None` to end.
         self._jobs: SimpleQueue[_Job | bool | None] = SimpleQueue()
+        self._put_back: list[_Job | bool | None] = []
         self._thread = threading.Thread(target=self._run, name="shmstore-file", daemon=True)
         self._thread.start()
 
@@ -163,8 +173,8 @@ class CodecPipeline:
         """
         size = chunk.nbytes
         self.check()
-        if self.busy and self._under_way + size > self._window_bytes:
-            self._wait(lambda: not self.busy or self._under_way + size <= self._window_bytes)
+        if self.busy and self.under_way_bytes + size > self._window_bytes:
+            self._wait(lambda: not self.busy or self.under_way_bytes + size <= self._window_bytes)
         end = index * dataset.chunk_items + (dataset.chunk_items if items is None else items)
         job = _Job(dataset, index, end, chunk, as_it_is, None if as_it_is else encode)
         if job.encode is not None:
@@ -223,7 +233,8 @@ class CodecPipeline:
         return self.submitted - self.written >= _AHEAD_CHUNKS
 
     @property
-    def _under_way(self) -> int:
+    def under_way_bytes(self) -> int:
+        """Unencoded bytes of the chunks that are under way."""
         return self._submitted_bytes - self.written_bytes
 
     def _wait(self, reached: Callable[[], bool]) -> None:
@@ -242,9 +253,9 @@ class CodecPipeline:
 
     def _run(self) -> None:
         try:
-            while (job := self._jobs.get()) is not None:
+            while (job := self._next()) is not None:
                 if isinstance(job, _Job):
-                    self._write(job)
+                    self._write(self._run_from(job))
                     del job
                 if self._commit is not None:
                     self._carry_out(self._commit)
@@ -254,19 +265,42 @@ class CodecPipeline:
             self._tell()
             self._wake()
 
-    def _write(self, job: _Job) -> None:
+    def _next(self) -> _Job | bool | None:
+        return self._put_back.pop() if self._put_back else self._jobs.get()
+
+    def _run_from(self, job: _Job) -> list[_Job]:
+        """Return a job with those right behind it that are ready too."""
+        run, size = [job], job.chunk.nbytes
+        while job.is_quick and size < _RUN_BYTES and not self._jobs.empty():
+            behind = self._jobs.get()
+            if not isinstance(behind, _Job) or not behind.is_quick:
+                self._put_back.append(behind)
+                break
+            run.append(behind)
+            size += behind.chunk.nbytes
+        return run
+
+    def _write(self, run: list[_Job]) -> None:
+        if run[0].encoding is not None:
+            run[0].encoding.result()
+        ends = {job.dataset: job.items for job in run}
+        with run[0].dataset.lock:
+            for dataset, items in ends.items():
+                dataset.grow(items)
+            step("writer.chunk_due")
+            for job in run:
+                self._write_chunk(job)
+
+    def _write_chunk(self, job: _Job) -> None:
         dataset = job.dataset
         if job.encoding is not None:
             job.encoding.result()
-        with dataset.lock:
-            dataset.grow(job.items)
-            step("writer.chunk_due")
-            if job.encoded is not None:
-                dataset.write_chunk(job.index, *job.encoded, job.checksum)
-            elif job.through_hdf5:
-                dataset.filter_chunk(job.index, job.chunk)
-            else:
-                dataset.write_chunk(job.index, job.chunk, dataset.skip_mask, job.checksum)
+        if job.encoded is not None:
+            dataset.write_chunk(job.index, *job.encoded, job.checksum)
+        elif job.through_hdf5:
+            dataset.filter_chunk(job.index, job.chunk)
+        else:
+            dataset.write_chunk(job.index, job.chunk, dataset.skip_mask, job.checksum)
         size = job.chunk.nbytes
         # The codec thread may hold on to the job for a moment, but the chunk's memory is free from here on.
         del job.chunk, job.encoded

@@ -267,7 +267,6 @@ def _unfinished_chunks(
                 size = items % dataset.chunk_items * dataset.stream.item_bytes
                 numbers.append(number)
                 contents.append(own[buffer][:size].tobytes())
-        own = []
         tails.leave()
     return numbers, contents
 

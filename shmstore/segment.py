@@ -1,4 +1,4 @@
-"""Segments: files in shared memory, reserved in full when made, mapped, and removed by their owner.
+"""Segments: files in shared memory, reserved when made or piece by piece, mapped, and removed by their owner.
 
 A segment is bytes; what they mean is the business of the ring, the tails and the session page. Linux only: it
 needs ``posix_fallocate`` on tmpfs, ``MAP_POPULATE`` and open-file-description locks.
@@ -21,6 +21,7 @@ from shmstore.errors import StorageError, storage_error
 ALIGNMENT = 64
 
 _POPULATE = getattr(mmap, "MAP_POPULATE", 0)
+_POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, Linux 5.14 (madvise(2)); mmap has no name for it
 # Open-file-description locks (fcntl.h): owned by the open file, so the kernel frees them the moment the last
 # holder is gone, killed or not; the constants are in Python's fcntl only since 3.9 on some builds.
 _F_OFD_GETLK, _F_OFD_SETLK = 36, 37
@@ -30,8 +31,9 @@ _FLOCK = struct.Struct("hhqqi4x")  # l_type, l_whence, l_start, l_len, l_pid
 class Segment:
     """One file in shared memory, mapped read-write into this process.
 
-    Made by :meth:`create` (which reserves and pre-faults all of it) or :meth:`attach`. The mapping belongs to
-    this object until :meth:`close`; the file stays until somebody calls :meth:`unlink`.
+    Made by :meth:`create` (which reserves and pre-faults all of it, unless it is to be sparse) or
+    :meth:`attach`. The mapping belongs to this object until :meth:`close`; the file stays until somebody
+    calls :meth:`unlink`.
 
     Attributes
     ----------
@@ -43,7 +45,9 @@ class Segment:
         All of it, writable; slices of it keep the memory mapped.
     """
 
-    def __init__(self, path: Path, fd: int, size: int, *, private: bool = False) -> None:
+    def __init__(
+        self, path: Path, fd: int, size: int, *, private: bool = False, sparse: bool = False
+    ) -> None:
         self.path = path
         self.size = size
         self._fd = fd
@@ -51,15 +55,24 @@ class Segment:
         # the mapping gets an open of its own, and locks end with `close`.
         own = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
         try:
-            flags = mmap.MAP_PRIVATE if private else mmap.MAP_SHARED | _POPULATE
+            flags = mmap.MAP_PRIVATE if private else mmap.MAP_SHARED | (0 if sparse else _POPULATE)
             self._map = mmap.mmap(own, size, flags=flags)
         finally:
             os.close(own)
         self.view = memoryview(self._map)
+        self._private = private
 
     @classmethod
-    def create(cls, path: Path, size: int) -> Self:
+    def create(cls, path: Path, size: int, *, sparse: bool = False) -> Self:
         """Make a segment of ``size`` bytes of zeros, all of it reserved.
+
+        Parameters
+        ----------
+        path, size
+            Where, and how large.
+        sparse
+            Reserve nothing yet, if there is enough: each piece must be given to :meth:`reserve` before it is
+            touched.
 
         Raises
         ------
@@ -76,19 +89,38 @@ class Segment:
             # the machine out of memory on the way.
             if size > _left(path):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            # tmpfs lets ftruncate exceed what is left and answers the first touch with SIGBUS; this fails
-            # here.
-            os.posix_fallocate(fd, 0, size)
-            return cls(path, fd, size)
+            if sparse:
+                os.ftruncate(fd, size)
+            else:
+                # tmpfs lets ftruncate exceed what is left and answers the first touch with SIGBUS; this fails
+                # here.
+                os.posix_fallocate(fd, 0, size)
+            return cls(path, fd, size, sparse=sparse)
         except OSError as error:
             os.close(fd)
             path.unlink()
-            raise storage_error(
-                error, f"reserve {_amount(size)} of shared memory", path, _enlarge(path)
-            ) from None
+            raise _cannot_reserve(error, path, size) from None
+
+    def reserve(self, start: int, size: int) -> None:
+        """Reserve and pre-fault a piece of a sparse segment; what it holds stays.
+
+        Raises
+        ------
+        StorageError
+            As for :meth:`create`.
+        """
+        if self._private:
+            return
+        try:
+            os.posix_fallocate(self._fd, start, size)
+        except OSError as error:
+            raise _cannot_reserve(error, self.path, size) from None
+        first = start & -mmap.PAGESIZE
+        with contextlib.suppress(OSError):  # an older kernel: the pages come with the first touch
+            self._map.madvise(_POPULATE_WRITE, first, start + size - first)
 
     @classmethod
-    def attach(cls, path: Path, *, private: bool = False) -> Self:
+    def attach(cls, path: Path, *, private: bool = False, sparse: bool = False) -> Self:
         """Map an existing segment.
 
         Parameters
@@ -97,6 +129,8 @@ class Segment:
             The segment.
         private
             Whether what is written is for this process alone, and the segment stays as it is.
+        sparse
+            Whether it was made so.
 
         Raises
         ------
@@ -110,7 +144,7 @@ class Segment:
                 error, "attach a shared-memory segment", path, "its recording has ended, or never began"
             ) from None
         try:
-            return cls(path, fd, os.fstat(fd).st_size, private=private)
+            return cls(path, fd, os.fstat(fd).st_size, private=private, sparse=sparse)
         except (OSError, ValueError) as error:
             os.close(fd)
             code = error.errno if isinstance(error, OSError) else errno.EINVAL
@@ -176,6 +210,10 @@ def byte_is_locked(fd: int, byte: int) -> bool:
     """Whether another open of the file holds the lock on ``byte``."""
     answer = fcntl.fcntl(fd, _F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
     return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+
+def _cannot_reserve(error: OSError, path: Path, size: int) -> StorageError:
+    return storage_error(error, f"reserve {_amount(size)} of shared memory", path, _enlarge(path))
 
 
 def _amount(size: int) -> str:

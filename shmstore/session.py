@@ -490,7 +490,8 @@ class Session:
             _remove_all(self.folder)
             if time.monotonic() > deadline:
                 break
-            time.sleep(0.001)
+            if self.folder.exists():
+                time.sleep(0.001)
 
     def __repr__(self) -> str:
         return f"<Session {self.name}>"

@@ -65,6 +65,7 @@ class Source:
         self._covered = 0  # of the slots held
         self._settled = 0  # of them, from the first on, have a ticket that says when it is due
         self._ripe = 0
+        self._largest_slot = 0
         if standing is not None:
             try:
                 self._go_on(standing)
@@ -123,6 +124,7 @@ class Source:
     def hold(self, slot: Slot, ticket: Ticket | None) -> None:
         """Keep a slot borrowed until its ticket is due; ``None``: it was quarantined and is due at once."""
         self._held.append((slot, ticket))
+        self._largest_slot = max(self._largest_slot, slot.end - slot.position)
 
     def ripen(self) -> None:
         """A commit begins: what was distributed by now may be covered by it, and nothing later.
@@ -181,6 +183,16 @@ class Source:
     def crowded(self) -> bool:
         """Whether the producer waits for space, or soon may."""
         return self.ring.waiting or self.ring.used > self.ring.capacity // _CROWDED_SHARE
+
+    @property
+    def portion_bytes(self) -> int:
+        """How much should be written before a crowded ring gets space.
+
+        Each portion costs a commit; but a producer that waits until half the ring is free has nothing to do
+        meanwhile if its batches are a large part of it.
+        """
+        capacity = self.ring.capacity
+        return max(capacity // 4, capacity // 2 - self._largest_slot)
 
     @property
     def stuck(self) -> bool:

@@ -7,7 +7,7 @@ is copied. What HDF5 must place itself (variable-length items) is gathered here 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from shmstore.errors import BrokenError
 from shmstore.layout import Stream
 from shmstore.pipeline import Chunk, CodecPipeline, Encode
 from shmstore.steps import step
+from shmstore.tails import TailBuffers
 
 #: Items of a variable-length column gathered before HDF5 is asked to place them.
 _VARIABLE_ITEMS = 65536
@@ -36,11 +37,14 @@ class _Buffer:
         Number of the chunk whose items it holds; -1: none that matters.
     ticket : int
         Chunks that must be written before a commit can cover all the rows in it.
+    reserved : bool
+        Whether there is memory behind it for sure.
     """
 
     memory: Chunk
     chunk: int = -1
     ticket: int = 0
+    reserved: bool = False
 
 
 class Standing(NamedTuple):
@@ -89,7 +93,7 @@ class ChunkAssembler:
         self,
         dataset: Dataset,
         stream: Stream,
-        buffers: Sequence[Chunk],
+        buffers: TailBuffers,
         pipeline: CodecPipeline,
         encode: Encode | None,
         commit: Callable[[], None],
@@ -103,6 +107,7 @@ class ChunkAssembler:
         self._item_bytes = stream.item_bytes
         self._chunk_items = dataset.chunk_items
         self._buffers = [_Buffer(memory) for memory in buffers]
+        self._reserve = buffers.reserve
         self._current = 0
         self._last_full: _Buffer | None = None
         self._filled = 0
@@ -127,7 +132,8 @@ class ChunkAssembler:
             self._buffers[self._current].chunk = self._chunk
             self._tail_since = time.monotonic()
         # In a file that was made anew unfinished chunks are missing.
-        if standing.published and self.dataset.known_items > self._chunk * self._chunk_items:
+        before = max(self._chunk * self._chunk_items, self.dataset.first_items)
+        if standing.published and self.dataset.known_items > before:
             self._published_chunk = self._chunk
 
     @property
@@ -213,8 +219,12 @@ class ChunkAssembler:
         free = self._free()
         if free is None:
             raise BrokenError(f"{self.dataset.path}: a commit left none of its buffers free")
+        buffer = self._buffers[free]
+        if not buffer.reserved:
+            self._reserve(free)
+            buffer.reserved = True
+        buffer.chunk = self._chunk
         self._current = free
-        self._buffers[free].chunk = self._chunk
         self._tail_since = time.monotonic()
 
     def _free(self) -> int | None:

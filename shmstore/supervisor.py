@@ -150,6 +150,9 @@ class Supervisor:
             Whether it has yet to be asked to end.
         """
         self._stopping = True
+        standby = self._standby
+        if standby is not None and self._session.state == State.CLOSED:
+            standby.kill()  # so that its end and the writer's, which take the kernel a while, take it once
         if self._thread.ident is not None:
             self._wake()
             self._thread.join()
@@ -177,9 +180,9 @@ class Supervisor:
             os.eventfd_write(self._wake_fd, 1)
 
     def _let_go(self, patience_s: float) -> None:
-        self._end_standby()
         if self._writer is not None:
             self._writer.end(patience_s)
+        self._end_standby()
         self._listener.close()
         wake_fd, self._wake_fd = self._wake_fd, -1
         if wake_fd >= 0:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,48 @@ def buffers_for(chunk_bytes: Sequence[int]) -> int:
     return max(_FEWEST, min(_MOST, _UNDER_WAY_BYTES // max(sum(chunk_bytes), 1)))
 
 
+class TailBuffers(Sequence[npt.NDArray[np.uint8]]):
+    """The buffers of one stream, ``(chunk_bytes,)`` of uint8 each.
+
+    Parameters
+    ----------
+    segment
+        Where they lie, each at a multiple of its alignment.
+    start
+        Where the first begins.
+    chunk_bytes, buffers
+        Their size and number.
+    """
+
+    def __init__(self, segment: Segment, start: int, chunk_bytes: int, buffers: int) -> None:
+        self._segment = segment
+        self._starts = [start + align(chunk_bytes) * number for number in range(buffers)]
+        self._size = chunk_bytes
+        self._arrays = [np.frombuffer(segment.view, np.uint8, chunk_bytes, start) for start in self._starts]
+
+    def reserve(self, number: int) -> None:
+        """Make sure that there is memory behind a buffer, before it is written to; keeps what it holds.
+
+        Raises
+        ------
+        StorageError
+            Shared memory is full.
+        """
+        self._segment.reserve(self._starts[number], self._size)
+
+    def forget(self) -> None:
+        """Let go of the memory."""
+        self._arrays.clear()
+
+    def __getitem__(self, number: Any) -> Any:
+        """Return a buffer."""
+        return self._arrays[number]
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._arrays)
+
+
 class Tails:
     """Chunk-sized buffers, the same number for each of several streams, in one segment.
 
@@ -39,23 +82,20 @@ class Tails:
 
     Attributes
     ----------
-    buffers : list of list of ndarray
-        For each stream its buffers, ``(chunk_bytes,)`` of uint8 each.
+    buffers : list of TailBuffers
+        For each stream its buffers.
     """
 
     def __init__(self, segment: Segment, chunk_bytes: Sequence[int], buffers: int) -> None:
         self._segment = segment
-        self.buffers: list[list[npt.NDArray[np.uint8]]] = []
+        self.buffers: list[TailBuffers] = []
         start = 0
         for size in chunk_bytes:
-            own = []
-            for _ in range(buffers):
-                own.append(np.frombuffer(segment.view, np.uint8, size, start))
-                start += align(size)
-            self.buffers.append(own)
+            self.buffers.append(TailBuffers(segment, start, size, buffers))
+            start += align(size) * buffers
 
     @classmethod
-    def create(cls, path: Path, chunk_bytes: Sequence[int], buffers: int) -> Tails:
+    def create(cls, path: Path, chunk_bytes: Sequence[int], buffers: int, *, sparse: bool = False) -> Tails:
         """Make the segment.
 
         Parameters
@@ -66,15 +106,17 @@ class Tails:
             Size of a chunk of each stream, in bytes.
         buffers
             How many each stream gets.
+        sparse
+            Reserve memory for none of them yet: a stream whose batches are whole chunks uses none.
         """
         path.unlink(missing_ok=True)
-        size = cls.needed(chunk_bytes, buffers)
-        return cls(Segment.create(path, max(size, align(1))), chunk_bytes, buffers)
+        size = max(cls.needed(chunk_bytes, buffers), align(1))
+        return cls(Segment.create(path, size, sparse=sparse), chunk_bytes, buffers)
 
     @classmethod
     def attach(cls, path: Path, chunk_bytes: Sequence[int], buffers: int, *, private: bool = False) -> Tails:
         """Map what another writer made with these sizes and number; ``private`` as for `Segment.attach`."""
-        segment = Segment.attach(path, private=private)
+        segment = Segment.attach(path, private=private, sparse=True)
         if segment.size < cls.needed(chunk_bytes, buffers):
             segment.close()
             raise BrokenError(f"{path} is too small for the tails that should be in it")
@@ -92,11 +134,16 @@ class Tails:
 
     def leave(self) -> None:
         """Unmap, and leave the segment to whoever attaches it."""
-        self.buffers.clear()
+        self._forget()
         self._segment.close()
 
     def close(self) -> None:
         """Unmap and remove; every array over the buffers must be gone."""
-        self.buffers.clear()
+        self._forget()
         self._segment.unlink()
         self._segment.close()
+
+    def _forget(self) -> None:
+        for buffers in self.buffers:
+            buffers.forget()
+        self.buffers.clear()

@@ -52,8 +52,6 @@ log = logging.getLogger("shmstore.writer")
 _ROUND_SLOTS, _ROUND_BYTES = 64, 8 * 2**20
 #: Unencoded bytes under way for each codec thread: enough that none runs dry while the file is written.
 _WINDOW_BYTES_PER_THREAD = 8 * 2**20
-#: A crowded ring gets space in portions of this share.
-_PORTION_SHARE = 4
 #: Where an instrument stands of which nothing was committed.
 _NOTHING: Message = {"counts": {}, "bytes_in": 0, "streams": []}
 _LONGEST_SLEEP_S = 0.5
@@ -442,7 +440,7 @@ class Writer:
         if not self._commit_would_free():
             return False
         if (
-            self._uncommitted >= self._config.commit_bytes
+            self._uncommitted - self._pipeline.under_way_bytes >= self._config.commit_bytes
             or now - self._last_commit >= self._config.commit_interval_ms / 1000
         ):
             return True
@@ -459,16 +457,13 @@ class Writer:
         return any(source.releasable for source in self._sources.values())
 
     def _wanted_bytes(self) -> int | None:
-        """Return how many bytes should be written before a ring that fills up gets space; ``None``: no such.
-
-        Space comes in portions: each costs a commit, and a producer that waits goes on with any.
-        """
-        pressed = [
-            source.ring.capacity
+        """Return how many bytes should be written before a crowded ring gets space; ``None``: none is."""
+        portions = [
+            source.portion_bytes
             for source in self._sources.values()
             if source.crowded and not source.stuck  # where no commit would help at once
         ]
-        return self._committed_bytes + min(pressed) // _PORTION_SHARE if pressed else None
+        return self._committed_bytes + min(portions) if portions else None
 
     def _commit_now(self) -> None:
         """Publish all that is written, and give its ring space back."""
@@ -620,6 +615,12 @@ class Writer:
                 self._detach(source)
 
     def _detach(self, source: Source) -> None:
+        """Let go of a ring of which everything is in the file."""
+        self._take_leave(source)
+        source.close()
+        step("writer.detached")
+
+    def _take_leave(self, source: Source) -> None:
         account = source.settle_account()
         self._file.note("detach", {"ring": source.number, "account": dataclasses.asdict(account)})
         step("writer.detach_noted")
@@ -629,8 +630,6 @@ class Writer:
         )
         self._selector.unregister(source.queue)
         del self._sources[source.number]
-        source.close()
-        step("writer.detached")
 
     # -- control ---------------------------------------------------------------------------------------------
 
@@ -806,9 +805,12 @@ class Writer:
         self._commit_now()
         self._session.beat()
         step("close.committed")
+        # In the background: the kernel takes its time to free a large ring.
+        closings = []
         for source in list(self._sources.values()):
             source.close_account(aborted=ending == "abort")
-            self._detach(source)
+            self._take_leave(source)
+            closings.append(self._sync_pool.submit(source.close))
         self._session.beat()
         step("close.accounted")
         problems = list(self._problems)
@@ -844,6 +846,8 @@ class Writer:
         step("close.report_written")
         self._file.discard_journal()
         step("close.files_removed")
+        for closing in closings:
+            closing.result()
         # Only now: until then they are what a writer that follows goes on with.
         for instrument in self._instruments:
             instrument.assembly.close()

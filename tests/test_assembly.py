@@ -16,7 +16,7 @@ import hdf5plugin  # noqa: F401  registers its filters for plain h5py
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shmstore.assembly import InstrumentAssembly
@@ -421,6 +421,14 @@ FOLLOWED = st.lists(
     compression=st.sampled_from(["none", "gzip", "lzf"]),
     first_null=st.integers(0, 200),
     anew=st.booleans(),
+)
+@example(  # a mask that is made with an extent, published, and missing in a file that is made anew
+    steps=[1, 3, "publish", "commit"],
+    more=[],
+    chunk_rows=1,
+    compression="none",
+    first_null=1,
+    anew=True,
 )
 def test_who_goes_on_from_a_commit_makes_the_same_file(
     steps: list[int | str],

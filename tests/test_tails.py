@@ -109,3 +109,19 @@ def test_streams_have_buffers_for_what_is_under_way_between_two_commits(
     sizes: list[int], buffers: int
 ) -> None:
     assert buffers_for(sizes) == buffers
+
+
+def test_sparse_ones_take_memory_when_they_are_reserved(shared_folder: Path) -> None:
+    path = shared_folder / "tails"
+    tails = Tails.create(path, [1 << 20, 1 << 16], 4, sparse=True)
+    assert (tails.size, path.stat().st_blocks) == (4 * ((1 << 20) + (1 << 16)), 0)
+    tails.buffers[0].reserve(2)
+    assert path.stat().st_blocks * 512 == 1 << 20
+    tails.buffers[0][2][:] = 7
+    tails.buffers[0].reserve(2)
+    assert set(tails.buffers[0][2].tolist()) == {7}
+    tails.leave()
+    again = Tails.attach(path, [1 << 20, 1 << 16], 4)
+    assert set(again.buffers[0][2].tolist()) == {7}
+    assert path.stat().st_blocks * 512 == 1 << 20
+    again.close()
