@@ -101,7 +101,7 @@ class CodecPipeline:
     threads
         Codec threads.
     window_bytes
-        Unencoded bytes that may be under way; one chunk always may.
+        Unencoded bytes that may be under way when a chunk comes that is to be encoded; one always may.
     wake
         Called from the file thread when a commit is done, when as much is written as `wake_when` asked for,
         and when it has failed.
@@ -173,7 +173,9 @@ class CodecPipeline:
         """
         size = chunk.nbytes
         self.check()
-        if self.busy and self.under_way_bytes + size > self._window_bytes:
+        # A chunk that is not encoded takes no memory but what it lies in, which has its own bounds; and its
+        # checksum costs less the sooner it is taken.
+        if encode is not None and self.busy and self.under_way_bytes + size > self._window_bytes:
             self._wait(lambda: not self.busy or self.under_way_bytes + size <= self._window_bytes)
         end = index * dataset.chunk_items + (dataset.chunk_items if items is None else items)
         job = _Job(dataset, index, end, chunk, as_it_is, None if as_it_is else encode)
