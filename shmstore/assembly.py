@@ -136,6 +136,7 @@ class InstrumentAssembly:
         self._cut = Cut({}, 0)
         self._distributed_bytes = 0
         self._standing: dict[str, Any] | None = None
+        self._longest_run: int | None = None  # as long as nothing changes
 
     def declare(self, schema: pa.Schema, image: bytes | None = None) -> Layout:
         """Fix the schema and write it down; rows can come.
@@ -160,7 +161,7 @@ class InstrumentAssembly:
             self._write_documents(layout, image)
             self._create_groups(layout.columns)
         self._know(layout.columns)
-        self.layout = layout
+        self.layout, self._longest_run = layout, None
         return layout
 
     def evolve(self, evolution: Evolution) -> None:
@@ -305,6 +306,44 @@ class InstrumentAssembly:
         }
         return self._take(intake)
 
+    @property
+    def longest_run(self) -> int:
+        """Most rows that `append_run` takes at once; 0: it takes none."""
+        if self._longest_run is None:
+            self._longest_run = self._find_longest_run()
+        return self._longest_run
+
+    def _find_longest_run(self) -> int:
+        """Return the rows of the smallest chunk that a column has or may get."""
+        columns = self.layout.columns if self.layout else ()
+        if not columns or any(column.encoding not in ("plain", "bool") for column in columns):
+            return 0
+        if self._streams:
+            return min(assembler.dataset.chunk_items for assembler in self._streams.values())
+        if self.config.chunk_rows or self.config.chunk_bytes:
+            return 0  # the first batch makes the datasets
+        return min(
+            self.config.column(column.name).chunk_rows
+            or chunking.items_per_chunk(stream.item_bytes, chunking.SMALLEST)
+            for column, stream in _eager(columns)
+        )
+
+    def append_run(self, columns: Mapping[str, Items], rows: int) -> Ticket:
+        """Take many batches in at once, of columns that have one stream each, and without nulls.
+
+        They are one to commits: covered together or not at all.
+
+        Parameters
+        ----------
+        columns
+            For each stream's path an array ``(batches, ...)``, the items of each batch contiguous.
+        rows
+            Rows of all of them, at most `longest_run`.
+        """
+        intake = Intake(rows, self._taken, is_run=True)
+        intake.items = dict(columns)
+        return self._take(intake)
+
     def _take(self, intake: Intake) -> Ticket:
         ticket = Ticket()
         items = intake.items
@@ -320,9 +359,10 @@ class InstrumentAssembly:
             if not self._waiting:
                 self._waiting_since = time.monotonic()
             self._waiting.append((intake, ticket))
-            self._waiting_items.update({path: len(values) for path, values in items.items()})
+            counts = {path: intake.length(values) for path, values in items.items()}
+            self._waiting_items.update(counts)
             largest = max(
-                values.nbytes // max(len(values), 1) * self._waiting_items[path]
+                values.nbytes // max(counts[path], 1) * self._waiting_items[path]
                 for path, values in items.items()
             )
             if largest >= chunking.UNKNOWN or self.config.chunk_rows or self.config.chunk_bytes:
@@ -352,7 +392,11 @@ class InstrumentAssembly:
             assembler.append(mask)
         for path, assembler in self._eager if eager is None else eager:
             values = items.get(path)
-            if values is not None:  # a dictionary that did not change brings nothing
+            if values is None:
+                continue  # a dictionary that did not change brings nothing
+            if intake.is_run and isinstance(assembler, ChunkAssembler):
+                assembler.append_run(values)
+            else:
                 assembler.append(values)
         _add(self._distributed, counts)
 
@@ -400,6 +444,7 @@ class InstrumentAssembly:
             stream for column in columns for node in dictionary_nodes(column) for stream in _labels(node)
         ]
         self._labels = [self._streams[stream.path] for stream in labels]
+        self._longest_run = None
 
     def _like_others(self, column: Column, stream: Stream) -> int:
         """Return the items in a chunk of a column that comes later: of the size that the others have."""

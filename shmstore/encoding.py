@@ -48,9 +48,14 @@ class Intake:
         Items taken in before, by space (`Stream.space`); the rows are at ``""``.
     dictionaries
         The dictionaries of each dictionary node, by its path.
+    is_run
+        Whether it is of many batches: then the arrays of its items are ``(batches, ...)``, only those of each
+        batch contiguous, and all are counted with the rows.
 
     Attributes
     ----------
+    is_run : bool
+        As given.
     items : dict of str to ndarray
         For each dataset's path an array ``(items, *item_shape)``, C-contiguous. Validity is present only if
         there are nulls; each item of it is ``True`` where a value is. Views over the batch where possible.
@@ -59,13 +64,23 @@ class Intake:
     """
 
     def __init__(
-        self, rows: int, taken: Mapping[str, int], dictionaries: Mapping[str, Dictionaries] | None = None
+        self,
+        rows: int,
+        taken: Mapping[str, int],
+        dictionaries: Mapping[str, Dictionaries] | None = None,
+        *,
+        is_run: bool = False,
     ) -> None:
+        self.is_run = is_run
         self.items: dict[str, Items] = {}
         self.counts: defaultdict[str, int] = defaultdict(int, {"": rows})
         self._taken = taken
         self._dictionaries = dictionaries or {}
         self._places: list[tuple[Dictionaries, bytes, Place]] = []
+
+    def length(self, values: Items) -> int:
+        """Return how many items there are in an array of `items`."""
+        return self.counts[""] if self.is_run else len(values)
 
     def before(self, space: str) -> int:
         """Return how many items of a space were taken in before this batch."""

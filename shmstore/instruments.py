@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -15,15 +16,18 @@ from typing import Any
 import pyarrow as pa
 
 from shmstore.assembly import InstrumentAssembly, Ticket
-from shmstore.batch import PlainLayout
+from shmstore.batch import PlainLayout, read_ipc
+from shmstore.buffers import Items
 from shmstore.config import ResolvedInstrument, StorageConfig
 from shmstore.dataset import RecordingFile
 from shmstore.errors import BrokenError, ConfigError, InvalidValueError, SchemaMismatchError
 from shmstore.evolution import Evolution, evolve, history_from_json, project
+from shmstore.form import Forms, plain_items
 from shmstore.names import RESERVED_INSTRUMENT_ATTRIBUTES, instrument_link
 from shmstore.physical import physical_schema
 from shmstore.pipeline import CodecPipeline
 from shmstore.planning import plan
+from shmstore.ring import Kind, Run
 from shmstore.schema import first_difference
 from shmstore.session import Session
 from shmstore.stats import InstrumentStats
@@ -158,6 +162,41 @@ class Instrument:
             return self.append(plain.batch(arrays, rows, follows.physical))
         return self.assembly.append_plain(arrays, rows)
 
+    def longest_run(self, rows: int) -> int:
+        """Return how many slots of so many rows `append_run` takes at most; 0: none."""
+        return self.assembly.longest_run // rows if rows else 0
+
+    def fitting(self, run: Run, follows: Follows) -> int:
+        """Return how many slots of a run, from the first on, `append_run` can take; up to `longest_run`."""
+        layout = self.assembly.layout
+        form = follows.forms.find(run, layout)
+        fitting = form.count(run) if form is not None else 0
+        if not fitting and layout is not None:
+            # What Arrow cannot read is taken by itself, and kept aside.
+            with contextlib.suppress(BrokenError, InvalidValueError):
+                form = follows.forms.learn(run, layout, self._items(run.first_body, run, follows))
+                fitting = form.count(run) if form is not None else 0
+        return fitting
+
+    def append_run(self, run: Run, follows: Follows) -> Ticket:
+        """Take slots in that `fitting` has counted."""
+        form = follows.forms.find(run, self.assembly.layout)
+        if form is None:
+            raise BrokenError(f"slots of {self.instrument_id!r} are not of the form that they had")
+        return self.assembly.append_run(form.columns(run), run.rows)
+
+    def _items(self, body: memoryview, run: Run, follows: Follows) -> dict[str, Items]:
+        """Return the items in the first body of a run, by the path of their stream; none if it is no such."""
+        layout = self.assembly.layout
+        if layout is None or (self._evolves and not follows.schema.equals(self.schema)):
+            return {}
+        if run.kind == Kind.PLAIN:
+            follows.plain.check(body, run.slot_rows)
+            return {column.path: values for column, values in follows.plain.arrays(body, run.slot_rows)}
+        if run.kind == Kind.IPC:
+            return plain_items(layout, read_ipc(body, run.skip, follows.physical, run.slot_rows))
+        return {}
+
     @property
     def _evolves(self) -> bool:
         return self.assembly.config.schema_policy == "evolve"
@@ -200,12 +239,15 @@ class Follows:
         The form in which they are recorded.
     image : bytes
         The schema, serialized, as the producer made it.
+    forms : Forms
+        Where the values lie in them, as far as that is known.
     """
 
     instrument: Instrument
     schema: pa.Schema
     physical: pa.Schema
     image: bytes
+    forms: Forms = field(default_factory=Forms, compare=False)
 
     @cached_property
     def plain(self) -> PlainLayout:

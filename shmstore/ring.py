@@ -30,8 +30,9 @@ import errno
 import struct
 import weakref
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -60,12 +61,16 @@ _HEADER = struct.Struct(
 )  # magic, kind, -, position, sequence, length, row start, rows, schema id, skip
 _CRC_AT = _HEADER.size
 _CRC = struct.Struct("<I")
+_SEAL_AT = _CRC_AT + _CRC.size
 _SLOT_MAGIC = 0x544F_4C53  # "SLOT"
 _SEAL = 0x5EA1_ED00_0000_0001
 _PRODUCER_LOCK = 0
 #: No position and no count comes this far: what does is damage, and sums with it would not fit their words.
 _IMPOSSIBLE = 1 << 62
 _WORD = (1 << 64) - 1
+#: A run has so many slots at least.
+_FEWEST_ALIKE = 2
+_NUMBERS = np.arange(1024, dtype=np.uint64)
 
 
 class Kind(enum.IntEnum):
@@ -119,6 +124,82 @@ class Slot(NamedTuple):
     skip: int
     body: memoryview
     viewed: weakref.ref[npt.NDArray[np.uint8]]
+
+    @property
+    def slots(self) -> int:
+        """One; as a `Run` has several."""
+        return 1
+
+
+class Run(NamedTuple):
+    """Sealed slots that lie side by side and whose headers say the same of all of them.
+
+    Looked at with :meth:`Ring.look_ahead`; borrowed like one slot from :meth:`Ring.borrow_run` until
+    :meth:`Ring.release`.
+
+    Attributes
+    ----------
+    position, end : int
+        Where the first one's header starts, and where the next slot's after them does.
+    sequence, row_start : int
+        Of the first.
+    slots, rows : int
+        How many they are, and the rows in all of them.
+    kind, schema_id, skip : int
+        Of each, as in a `Slot`.
+    length : int
+        Bytes of each one's body.
+    memory : memoryview
+        The ring's bytes from ``position`` on, headers and bodies; read-only.
+    viewed : weak reference
+        As of a `Slot`.
+    """
+
+    position: int
+    end: int
+    sequence: int
+    row_start: int
+    slots: int
+    rows: int
+    kind: Kind
+    schema_id: int
+    skip: int
+    length: int
+    memory: memoryview
+    viewed: weakref.ref[npt.NDArray[np.uint8]]
+
+    @property
+    def body(self) -> memoryview:
+        """All of its memory."""
+        return self.memory
+
+    @property
+    def stride(self) -> int:
+        """Bytes from one slot to the next."""
+        return SLOT_HEADER_BYTES + align(self.length)
+
+    @property
+    def slot_rows(self) -> int:
+        """Rows of each slot."""
+        return self.rows // self.slots
+
+    @property
+    def first_body(self) -> memoryview:
+        """The body of the first one."""
+        return self.memory[SLOT_HEADER_BYTES : SLOT_HEADER_BYTES + self.length]
+
+    def first(self, slots: int) -> Run:
+        """Return the first so many of them."""
+        return self._replace(
+            end=self.position + slots * self.stride, slots=slots, rows=slots * self.slot_rows
+        )
+
+    def bodies(self, start: int, count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """Return ``count`` items that lie at byte ``start`` of each body: ``(slots, count)``, a view."""
+        kind = np.dtype(dtype)
+        offset = SLOT_HEADER_BYTES + start
+        strides = (self.stride, kind.itemsize)
+        return np.ndarray((self.slots, count), kind, self.memory, offset, strides)
 
 
 class Ring:
@@ -309,8 +390,7 @@ class Ring:
         skip: int,
     ) -> None:
         header = _HEADER.pack(_SLOT_MAGIC, kind, 0, head, sequence, length, row_start, rows, schema, skip)
-        self._slots[place : place + _CRC_AT] = header
-        _CRC.pack_into(self._slots, place + _CRC_AT, zlib.crc32(header))
+        self._slots[place : place + _SEAL_AT] = header + zlib.crc32(header).to_bytes(4, "little")
         step("producer.header_written")
         self._words[place // 8 + 7] = head ^ _SEAL  # last: from here on the slot is sealed
 
@@ -436,10 +516,7 @@ class Ring:
                 if not self._borrowed:
                     self._consumer[_C_TAIL] = end
                 continue
-            used = self.used  # with what is sealed beyond this slot
-            if used > self._consumer[_C_HIGH_WATER]:
-                self._consumer[_C_HIGH_WATER] = used
-            self._borrowed += 1
+            self._count_borrowed()
             start = position % self.capacity + SLOT_HEADER_BYTES
             # An exporter of its own: over a mere slice, numpy's views would hold on to the whole mapping.
             exporter: npt.NDArray[np.uint8] = (
@@ -457,6 +534,87 @@ class Ring:
                 f"producer has come to {counted}"
             )
         return None
+
+    def _count_borrowed(self) -> None:
+        used = self.used  # with what is sealed beyond what is borrowed now
+        if used > self._consumer[_C_HIGH_WATER]:
+            self._consumer[_C_HIGH_WATER] = used
+        self._borrowed += 1
+
+    def look_ahead(self, longest: Callable[[int, int], int], most_bytes: int) -> Run | None:
+        """Look at the next slots, if two or more are alike: of one length, kind, schema, and number of rows.
+
+        Nothing is borrowed by that. ``None``: there are no two; what there is, :meth:`borrow` tells.
+
+        Parameters
+        ----------
+        longest
+            Given schema id and rows of the next slot, says how many like it are wanted; up to 1,024.
+        most_bytes
+            Most bytes of the ring.
+
+        Raises
+        ------
+        BrokenError
+            The next slot's header does not hold together.
+        """
+        position = self._cursor
+        place = position % self.capacity
+        words = self._words
+        if position % ALIGNMENT or words[place // 8 + 7] != position ^ _SEAL:
+            return None
+        stride = SLOT_HEADER_BYTES + align(words[place // 8 + 3])
+        # A pad fills the lap: no slot follows it side by side.
+        most = min(most_bytes, self.capacity - place) // stride
+        if most < _FEWEST_ALIKE or words[(place + stride) // 8 + 7] != (position + stride) ^ _SEAL:
+            return None
+        header = self._header_at(position)
+        if header is None or SLOT_HEADER_BYTES + align(header[3]) != stride:
+            return None
+        most = min(most, longest(header[6], header[5]))
+        slots = self._count_alike(header, stride, most) if most >= _FEWEST_ALIKE else 0
+        if slots < _FEWEST_ALIKE:
+            return None
+        kind, _, sequence, length, row_start, rows, schema_id, skip = header
+        exporter: npt.NDArray[np.uint8] = np.frombuffer(self._slots, np.uint8, slots * stride, place)
+        memory, viewed = exporter.data.toreadonly(), weakref.ref(exporter)
+        end = position + slots * stride
+        return Run(
+            *(position, end, sequence, row_start, slots, slots * rows),
+            *(Kind(kind), schema_id, skip, length, memory, viewed),
+        )
+
+    def _count_alike(self, header: tuple[int, ...], stride: int, most: int) -> int:
+        """Return how many slots from one on are sealed and have its header, but for what counts up."""
+        kind, position, sequence, length, row_start, rows, schema_id, skip = header
+        place = position % self.capacity
+        heads: npt.NDArray[np.uint64] = np.ndarray((most, 8), "<u8", self._slots, place, (stride, 8))
+        numbers = _NUMBERS[:most]
+        # The seals first, each before what it seals.
+        seals = heads[:, 7] == (numbers * np.uint64(stride) + np.uint64(position)) ^ np.uint64(_SEAL)
+        sealed = most if seals.all() else int(seals.argmin())
+        heads = heads[:sealed].copy()
+        data, crcs = heads.tobytes(), (heads[:, 6] >> np.uint64(32)).tolist()
+        heads[:, 6] &= np.uint64(0xFFFF_FFFF)
+        first = _HEADER.pack(
+            _SLOT_MAGIC, kind, 0, position, sequence, length, row_start, rows, schema_id, skip
+        )
+        said = np.frombuffer(first + bytes(4), "<u8")
+        more = np.array([0, stride, 1, 0, rows, 0, 0], np.uint64)
+        same = (heads[:, :7] == said + numbers[:sealed, None] * more).all(axis=1)
+        alike = sealed if same.all() else int(same.argmin())
+        for number in range(alike):
+            start = number * SLOT_HEADER_BYTES
+            if zlib.crc32(data[start : start + _CRC_AT]) != crcs[number]:
+                return number
+        return alike
+
+    def borrow_run(self, run: Run) -> None:
+        """Take slots that :meth:`look_ahead` has shown, or the first of them; nothing else since."""
+        if run.position != self._cursor:
+            raise BrokenError(f"ring {self.number} stands at {self._cursor}, not at {run.position}")
+        self._cursor = run.end
+        self._count_borrowed()
 
     def _header_at(self, position: int) -> tuple[int, int, int, int, int, int, int, int] | None:
         """Return kind, position, sequence, length, row start, rows, schema id and skip of a sealed slot.
@@ -521,8 +679,8 @@ class Ring:
         position = self._cursor
         return bool(self._words[(position % self.capacity) // 8 + 7] == position ^ _SEAL)
 
-    def release(self, slot: Slot) -> None:
-        """Give a borrowed slot, and all before it, back to the producer.
+    def release(self, slot: Slot | Run) -> None:
+        """Give a borrowed slot (or run of slots), and all before it, back to the producer.
 
         Raises
         ------

@@ -13,12 +13,18 @@ from shmstore.assembly import Ticket
 from shmstore.errors import BrokenError, StorageError
 from shmstore.instruments import Follows
 from shmstore.queue import DescriptorQueue
-from shmstore.ring import Life, Ring, Slot
+from shmstore.ring import Life, Ring, Run, Slot
 from shmstore.session import Session
 from shmstore.steps import step
 
 #: A ring is crowded when more than this share of it is in use.
 _CROWDED_SHARE = 4
+#: Most slots taken at once, and the share of the ring that they may fill: its space comes free at once, too.
+_LONGEST_RUN, _RUN_SHARE = 1024, 16
+#: How far is looked ahead at first; further with success, since to count slots takes time too.
+_FIRST_REACH = 16
+#: After slots that looked alike and were not, so many at most are taken before others are looked at.
+_LONGEST_PAUSE = 64
 
 
 class Source:
@@ -61,11 +67,12 @@ class Source:
         self.account = Account(instrument_id, number)
         self._dropped_by_abort = 0
         self._broken = False
-        self._held: deque[tuple[Slot, Ticket | None]] = deque()
-        self._covered = 0  # of the slots held
+        self._held: deque[tuple[Slot | Run, Ticket | None]] = deque()
+        self._covered = 0  # of what is held
         self._settled = 0  # of them, from the first on, have a ticket that says when it is due
         self._ripe = 0
         self._largest_slot = 0
+        self._reach, self._pause, self._vain = _FIRST_REACH, 0, 0
         if standing is not None:
             try:
                 self._go_on(standing)
@@ -106,25 +113,66 @@ class Source:
             if self.ring.used < used and self.ring.waiting:
                 self.queue.announce_space()  # only a pad was there: its space may be waited for
             return None
+        self._count_taken(slot)
+        return slot
+
+    def _count_taken(self, slot: Slot | Run) -> None:
         account = self.account
         if slot.sequence != account.taken_slots or slot.row_start != account.taken:
             raise BrokenError(
                 f"ring {self.number} of {self.instrument_id!r} skips from batch {account.taken_slots} "
                 f"to {slot.sequence}"
             )
-        account.taken_slots += 1
+        account.taken_slots += slot.slots
         account.taken += slot.rows
-        return slot
+
+    def look_ahead(self) -> Run | None:
+        """Look at the next slots, if some are alike; takes none of them. Say then how many `take_run` takes.
+
+        Raises
+        ------
+        BrokenError
+            The ring is damaged.
+        """
+        if self._pause:
+            self._pause -= 1
+            return None
+        if self._broken or self.ring.taken_at_end() is not None:
+            return None
+        return self.ring.look_ahead(self._longest_run, self.ring.capacity // _RUN_SHARE)
+
+    def _longest_run(self, schema_id: int, rows: int) -> int:
+        follows = self.follows.get(schema_id)
+        return min(self._reach, follows.instrument.longest_run(rows)) if follows else 0
+
+    def take_run(self, run: Run, slots: int) -> Run | None:
+        """Borrow the first ``slots`` slots of those that were looked at; 0: none can be taken together.
+
+        Raises
+        ------
+        BrokenError
+            A slot before them is missing.
+        """
+        if not slots:
+            self._vain = min(2 * self._vain + 1, _LONGEST_PAUSE)
+            self._pause, self._reach = self._vain, _FIRST_REACH
+            return None
+        self._vain = 0
+        self._reach = min((4 if slots == run.slots else 2) * slots, _LONGEST_RUN)
+        run = run.first(slots)
+        self.ring.borrow_run(run)
+        self._count_taken(run)
+        return run
 
     def give_up(self) -> int:
         """Take nothing more: what the ring holds cannot be told from rubbish. Returns the rows lost."""
         self._broken = True
         return self.settle_account().lost
 
-    def hold(self, slot: Slot, ticket: Ticket | None) -> None:
+    def hold(self, slot: Slot | Run, ticket: Ticket | None) -> None:
         """Keep a slot borrowed until its ticket is due; ``None``: it was quarantined and is due at once."""
         self._held.append((slot, ticket))
-        self._largest_slot = max(self._largest_slot, slot.end - slot.position)
+        self._largest_slot = max(self._largest_slot, (slot.end - slot.position) // slot.slots)
 
     def ripen(self) -> None:
         """A commit begins: what was distributed by now may be covered by it, and nothing later.
@@ -135,7 +183,8 @@ class Source:
         held = self._held
         while self._settled < len(held) and _is_settled(held[self._settled][1]):
             self._settled += 1
-        self._ripe = self.account.committed_slots + self._settled - self._covered
+        last = held[self._settled - 1][0] if self._settled else None
+        self._ripe = self.account.committed_slots if last is None else last.sequence + last.slots
 
     def cover(self, chunks_written: int) -> None:
         """Count, in order, the slots that a commit covers."""
@@ -150,7 +199,7 @@ class Source:
                 account.committed += slot.rows
             else:
                 account.quarantined += slot.rows
-            account.committed_slots += 1
+            account.committed_slots += slot.slots
             self._covered += 1
 
     def release(self) -> int:

@@ -169,12 +169,34 @@ class ChunkAssembler:
 
     def append(self, items: Items) -> None:
         """Take items in; whole chunks among them are borrowed by the pipeline, the rest is copied."""
+        self._begin_batch()
         count = len(items)
+        self._take(np.frombuffer(items, np.uint8) if count and items.nbytes else np.empty(0, np.uint8), count)
+
+    def append_run(self, items: Items) -> None:
+        """Take the items of several batches in: ``(batches, ...)``, those of each batch contiguous.
+
+        A commit covers all of them or none, so they may be a chunk's worth at most.
+        """
+        self._begin_batch()
+        each = items[0].nbytes // self._item_bytes
+        done = 0
+        while done < len(items):
+            count = min(len(items) - done, (self._chunk_items - self._filled) // each)
+            if count:
+                self._copy_to_tail(items[done : done + count], count * each)
+            else:  # over the end of the chunk
+                count = 1
+                self._take(items[done].view(np.uint8), each)
+            done += count
+
+    def _begin_batch(self) -> None:
         if self._last_full is not None:
             # The rows before this batch are covered once all is written that was submitted for them.
             self._last_full.ticket = self._pipeline.submitted
             self._last_full = None
-        data = np.frombuffer(items, np.uint8) if count and items.nbytes else np.empty(0, np.uint8)
+
+    def _take(self, data: Chunk, count: int) -> None:
         size, chunk_items = self._item_bytes, self._chunk_items
         start = min(count, chunk_items - self._filled) if self._filled else 0
         if start:
@@ -197,12 +219,12 @@ class ChunkAssembler:
         if rest:
             self.append(np.ones((rest, *self._stream.item_shape), self._stream.numpy_dtype))
 
-    def _copy_to_tail(self, data: Chunk, count: int) -> None:
+    def _copy_to_tail(self, data: Items, count: int) -> None:
         if not self._filled:
             self._take_buffer()
         buffer = self._buffers[self._current]
         start = self._filled * self._item_bytes
-        buffer.memory[start : start + data.nbytes] = data
+        buffer.memory[start : start + data.nbytes].view(data.dtype).reshape(data.shape)[...] = data
         self._filled += count
         if self._filled == self._chunk_items:
             buffer.ticket = self._pipeline.submitted + 1

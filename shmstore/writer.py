@@ -37,7 +37,7 @@ from shmstore.ledger import Ledger
 from shmstore.physical import retyped
 from shmstore.pipeline import Chunk, CodecPipeline, Commit
 from shmstore.quarantine import Quarantine
-from shmstore.ring import Kind, Slot
+from shmstore.ring import Kind, Run, Slot
 from shmstore.service import ControlService, Peer
 from shmstore.session import Session, State
 from shmstore.source import Source
@@ -288,26 +288,37 @@ class Writer:
     def _take_from(self, source: Source, slots: int, size: int) -> int:
         taken = 0
         while taken < slots and size > 0:
+            self._session.taking = source.number, source.account.taken_slots
             try:
-                slot = source.take()
+                slot = self._take_run(source) or source.take()
             except BrokenError as error:
                 self._give_up(source, error)
                 break
             if slot is None:
                 break
             taken += 1
-            size -= len(slot.body)
+            size -= slot.end - slot.position
             self._uncommitted += slot.end - slot.position
-            self._session.taking = source.number, slot.sequence
             self._session.beat()  # draining a large ring is one turn
             step("writer.slot_taken")
-            if self._suspect is None:
+            if isinstance(slot, Run):
+                follows = source.follows[slot.schema_id]
+                source.hold(slot, follows.instrument.append_run(slot, follows))
+            elif self._suspect is None:
                 self._record(source, slot)
             else:
                 self._record_with_care(source, slot, self._suspect)
             step("writer.distributed")
         self._session.taking = None
         return taken
+
+    def _take_run(self, source: Source) -> Run | None:
+        """Take slots that are alike and can be recorded at once; ``None``: the next slot is for itself."""
+        run = source.look_ahead() if self._suspect is None else None
+        if run is None:
+            return None
+        follows = source.follows[run.schema_id]
+        return source.take_run(run, follows.instrument.fitting(run, follows))
 
     def _record(self, source: Source, slot: Slot) -> None:
         try:

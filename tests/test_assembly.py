@@ -470,6 +470,104 @@ def test_who_goes_on_from_a_commit_makes_the_same_file(
             check_rows(group, total, first_null)
 
 
+def run_of(start: int, batches: int, rows: int) -> dict[str, Any]:
+    """The columns of several batches of numbers, as they would lie in a ring."""
+    spaced = np.full((batches, rows + 1), -1)
+    spaced[:, :rows] = np.arange(start, start + batches * rows).reshape(batches, rows)
+    return {"n": spaced[:, :rows]}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    steps=st.lists(
+        st.one_of(
+            st.tuples(st.integers(1, 30), st.integers(1, 40)),
+            st.integers(0, 40),
+            st.sampled_from(["publish", "settle", "commit", "commit"]),
+        ),
+        max_size=15,
+    ),
+    chunk_rows=st.sampled_from([1, 7, 16, 1000, None]),
+    first_null=st.integers(0, 300),
+    anew=st.booleans(),
+)
+def test_batches_taken_together_are_as_good_as_single_ones(
+    steps: list[int | str | tuple[int, int]], chunk_rows: int | None, first_null: int, anew: bool
+) -> None:
+    """Before and after the datasets are made, and the mask; and for a writer that goes on from a commit."""
+    column = {"columns": {"n": {"chunk_rows": chunk_rows}}} if chunk_rows else {}
+
+    def single(start: int, count: int) -> pa.RecordBatch:
+        numbers = np.arange(start, start + count)
+        return pa.record_batch([pa.array(numbers, mask=numbers == first_null)], schema=NUMBERS)
+
+    with recorder(compression="none", instruments={"cam": column}) as killed:
+        killed.cam.declare(NUMBERS)
+        rows, nulls = 0, []
+        for step in steps:
+            if isinstance(step, tuple):
+                batches, each = step
+                batches = min(batches, killed.cam.longest_run // each)
+                if batches:
+                    killed.cam.append_run(run_of(rows, batches, each), batches * each)
+                    rows += batches * each
+            elif isinstance(step, int):
+                killed.cam.append(single(rows, step))
+                nulls += [first_null] if rows <= first_null < rows + step else []
+                rows += step
+            elif step == "publish":
+                killed.cam.publish_tails()
+            elif step == "settle":
+                killed.cam.settle()
+            else:
+                killed.commit()
+        assert killed.cam.rows == rows
+        made = Recorder.follow(killed, anew=anew)
+        assert made.cam.rows == made.standing["counts"].get("", 0)
+        start = made.cam.rows
+        kept = [row for row in nulls if row < start]
+        total = max(rows, start)
+        while made.cam.rows < total:
+            batches = min(made.cam.longest_run, total - made.cam.rows)
+            if batches:
+                made.cam.append_run(run_of(made.cam.rows, batches, 1), batches)
+            else:
+                made.cam.append(numbers_of(made.cam.rows, 1))
+        made.commit()
+        with recorded(made) as group:
+            found = group["n"][:]
+            expected = np.arange(total)
+            expected[kept] = 0
+            assert found.tolist() == expected.tolist()
+            if kept:
+                mask = group["_arrow/validity/n"][:]
+                assert np.flatnonzero(~mask.astype(bool)).tolist() == kept
+
+
+def test_batches_are_taken_together_where_chunks_are_large_enough() -> None:
+    with recorder(compression="none") as made:
+        assert made.cam.longest_run == 0
+        made.cam.declare(NUMBERS)
+        assert made.cam.longest_run == 512  # the smallest chunk that may come of it
+        made.cam.append(numbers_of(0, 5))
+        made.cam.settle()
+        assert made.cam.longest_run == 8192
+        with recorded(made):
+            pass
+    with recorder(compression="none") as made:
+        made.cam.declare(pa.schema([("n", pa.int64()), ("text", pa.string())]))
+        assert made.cam.longest_run == 0
+        with recorded(made):
+            pass
+    with recorder(chunk_rows=100) as made:
+        made.cam.declare(NUMBERS)
+        assert made.cam.longest_run == 0
+        made.cam.append(numbers_of(0, 5))
+        assert made.cam.longest_run == 100
+        with recorded(made):
+            pass
+
+
 # -- what is configured ----------------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shmstore.errors import BatchTooLargeError, BrokenError, StorageError
-from shmstore.ring import HEADER_BYTES, SLOT_HEADER_BYTES, Kind, Life, Ring, Slot
+from shmstore.ring import HEADER_BYTES, SLOT_HEADER_BYTES, Kind, Life, Ring, Run, Slot
 from shmstore.segment import Segment, align
 
 CAPACITY = 4096
@@ -778,3 +778,189 @@ def test_sealing_counts_bytes_with_their_header_only_as_used(ring: Ring) -> None
     assert ring.sealed_bytes == 300
     assert ring.used == 2 * SLOT_HEADER_BYTES + align(100) + align(200)
     assert f"{ring.used} of {CAPACITY}" in repr(ring)
+
+
+# -- runs of slots that are alike ------------------------------------------------------------------------
+
+
+def look_ahead(ring: Ring, most: int = 1024, most_bytes: int = CAPACITY) -> Run | None:
+    return ring.look_ahead(lambda schema_id, rows: most, most_bytes)
+
+
+def test_slots_that_are_alike_are_borrowed_together(ring: Ring) -> None:
+    for _ in range(5):
+        seal(ring, 100, rows=3)
+    seal(ring, 100, rows=4)
+    run = look_ahead(ring)
+    assert run is not None
+    assert run[:-2] == (0, 5 * 192, 0, 0, 5, 15, Kind.IPC, 5, 0, 100)
+    assert (run.slot_rows, run.stride, bytes(run.first_body)) == (3, 192, body_of(0, 100))
+    assert run.memory.readonly
+    bodies = run.bodies(0, 100, np.uint8)
+    assert [bytes(body) for body in bodies] == [body_of(number, 100) for number in range(5)]
+    assert run.bodies(0, 1, "<u8")[:, 0].tolist() == [0, 1, 2, 3, 4]
+    run = run.first(4)
+    ring.borrow_run(run)
+    assert (ring.high_water, ring.used) == (6 * 192, 6 * 192)
+    with pytest.raises(BufferError):
+        ring.release(run)  # somebody looks at it
+    del bodies
+    ring.release(run)
+    assert ring.used == 2 * 192
+    for number in (4, 5):
+        slot = take(ring)
+        assert (slot.sequence, bytes(slot.body)) == (number, body_of(number, 100))
+        ring.release(slot)
+    assert ring.used == 0
+
+
+def test_who_looks_ahead_takes_nothing(ring: Ring) -> None:
+    for _ in range(3):
+        seal(ring, 10)
+    for _ in range(2):
+        assert look_ahead(ring) is not None
+    for number in range(3):
+        assert take(ring).sequence == number
+    assert look_ahead(ring) is None
+
+
+def test_a_run_that_is_no_longer_ahead_is_refused(ring: Ring) -> None:
+    for _ in range(3):
+        seal(ring, 10)
+    run = look_ahead(ring)
+    assert run is not None
+    take(ring)
+    with pytest.raises(BrokenError, match="ring 9"):
+        ring.borrow_run(run)
+
+
+def test_a_run_is_as_long_as_is_wanted(ring: Ring) -> None:
+    for _ in range(6):
+        seal(ring, 10, rows=2)
+    asked: list[tuple[int, int]] = []
+
+    def three(schema_id: int, rows: int) -> int:
+        asked.append((schema_id, rows))
+        return 3
+
+    run = ring.look_ahead(three, CAPACITY)
+    assert run is not None
+    assert (run.slots, asked) == (3, [(5, 2)])
+    run = look_ahead(ring, most_bytes=4 * 128 + 100)
+    assert run is not None
+    assert run.slots == 4
+    assert look_ahead(ring, most=1) is None
+    assert look_ahead(ring, most_bytes=128) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "length", "rows", "schema_id", "skip"),
+    [
+        (Kind.PLAIN, 100, 1, 5, 0),
+        (Kind.IPC, 101, 1, 5, 0),
+        (Kind.IPC, 200, 1, 5, 0),
+        (Kind.IPC, 100, 2, 5, 0),
+        (Kind.IPC, 100, 1, 6, 0),
+        (Kind.IPC, 100, 1, 5, 8),
+    ],
+)
+def test_a_slot_of_another_kind_ends_a_run(
+    ring: Ring, kind: Kind, length: int, rows: int, schema_id: int, skip: int
+) -> None:
+    for _ in range(3):
+        seal(ring, 100)
+    body = ring.reserve(length)
+    assert body is not None
+    ring.seal(kind, length, rows, schema_id, skip)
+    for _ in range(3):
+        seal(ring, 100)
+    run = look_ahead(ring)
+    assert run is not None
+    assert run.slots == 3
+    ring.borrow_run(run)
+    assert take(ring).sequence == 3
+
+
+def test_a_run_ends_with_the_lap(ring: Ring) -> None:
+    """Slots of 192 bytes: 21 to a lap, and a pad of 64."""
+    for _ in range(15):
+        seal(ring, 100)
+        ring.release(take(ring))
+    for _ in range(10):
+        seal(ring, 100)
+    lengths = []
+    while (run := look_ahead(ring)) is not None:
+        ring.borrow_run(run)
+        lengths.append(run.slots)
+        assert ring.look_ahead(lambda *_: 10, CAPACITY) is None or run.slots == 6
+        if run.slots == 6:  # the pad behind it
+            slot = take(ring)
+            assert slot.position == CAPACITY
+            ring.release(run)
+            ring.release(slot)
+        else:
+            ring.release(run)
+    assert lengths == [6, 3]
+    assert ring.used == 0
+
+
+@pytest.mark.parametrize("offset", range(0, 56, 4))
+def test_a_damaged_header_ends_a_run_and_is_noticed_then(ring: Ring, offset: int) -> None:
+    for _ in range(4):
+        seal(ring, 100)
+    ring.segment.view[HEADER_BYTES + 2 * 192 + offset] ^= 0xFF
+    run = look_ahead(ring)
+    assert run is not None
+    assert run.slots == 2
+    ring.borrow_run(run)
+    with pytest.raises(BrokenError, match="ring 9 is damaged"):
+        ring.borrow()
+
+
+def test_a_slot_that_is_not_sealed_ends_a_run(ring: Ring) -> None:
+    for _ in range(4):
+        seal(ring, 100)
+    seal_of_the_third = HEADER_BYTES + 2 * 192 + 56
+    ring.segment.view[seal_of_the_third] ^= 0xFF
+    run = look_ahead(ring)
+    assert run is not None
+    assert run.slots == 2
+    ring.segment.view[HEADER_BYTES + 192 + 56] ^= 0xFF
+    assert look_ahead(ring) is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    slots=st.lists(st.tuples(st.sampled_from([0, 8, 8, 8, 100, 700]), st.integers(1, 2)), max_size=120),
+    most=st.integers(2, 20),
+    kept=st.integers(0, 3),
+)
+def test_runs_and_single_slots_come_out_once_in_order_and_whole(
+    slots: list[tuple[int, int]], most: int, kept: int
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="test-ring-") as folder:
+        ring = Ring.create(Path(folder) / "ring", CAPACITY, 9)
+        held: deque[Slot | Run] = deque()
+        waiting, seen = deque(slots), 0
+        while waiting or seen < len(slots):
+            while waiting and seal(ring, *waiting[0]) is not None:
+                waiting.popleft()
+            run = look_ahead(ring, most)
+            if run is not None:
+                ring.borrow_run(run)
+                for body in run.bodies(0, run.length, np.uint8):
+                    assert bytes(body) == body_of(seen, slots[seen][0])
+                    assert run.slot_rows == slots[seen][1]
+                    seen += 1
+                del body
+                held.append(run)
+            elif (slot := ring.borrow()) is not None:
+                assert bytes(slot.body) == body_of(seen, slots[seen][0])
+                seen += 1
+                held.append(slot)
+            while held and (len(held) > kept or waiting):
+                ring.release(held.popleft())
+        while held:
+            ring.release(held.popleft())
+        assert (ring.borrow(), ring.used) == (None, 0)
+        ring.close()

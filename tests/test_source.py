@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from shmstore.accounting import SourceStanding
 from shmstore.assembly import Ticket
 from shmstore.errors import BrokenError, StorageError
 from shmstore.queue import DescriptorQueue
-from shmstore.ring import Kind, Life, Ring, Slot
+from shmstore.ring import Kind, Life, Ring, Run, Slot
 from shmstore.session import Session
 from shmstore.source import Source
 
@@ -453,3 +454,107 @@ def test_a_ring_without_its_queue_is_refused_and_let_go(session: Session) -> Non
 def test_closing_removes_the_names(session: Session) -> None:
     Source(session, 3, "cam").close()
     assert [path.name for path in session.folder.iterdir()] == ["page"]
+
+
+# -- several at once -------------------------------------------------------------------------------------
+
+
+class Fed:
+    """Stands for what slots follow: an instrument that takes runs of up to so many slots."""
+
+    def __init__(self, longest: int) -> None:
+        self.instrument = self
+        self.longest = longest
+
+    def longest_run(self, rows: int) -> int:
+        return self.longest if rows else 0
+
+
+def ahead(source: Source) -> Run:
+    run = source.look_ahead()
+    assert run is not None
+    return run
+
+
+def test_slots_taken_together_are_counted_one_by_one(source: Source, producer: Ring) -> None:
+    source.follows[0] = cast("Any", Fed(8))
+    seal(producer, 3)
+    for _ in range(2):
+        seal(producer, 5)
+    assert source.look_ahead() is None  # the first is for itself
+    source.hold(take(source), Ticket(0))
+    run = source.take_run(ahead(source), 2)
+    assert run is not None
+    assert (source.account.taken, source.account.taken_slots) == (13, 3)
+    source.hold(run, Ticket(1))
+    assert commit(source, 0) == 128
+    assert (source.account.committed, source.account.committed_slots, source.idle) == (3, 1, False)
+    assert commit(source, 1) == 2 * 128
+    assert source.standing == SourceStanding(3, 13, 0)
+    assert (producer.used, source.idle) == (0, True)
+
+
+def test_a_commit_does_not_part_slots_that_were_taken_together(source: Source, producer: Ring) -> None:
+    source.follows[0] = cast("Any", Fed(2))
+    for _ in range(6):
+        seal(producer, 5)
+    for chunks in (1, 2, 3):
+        run = source.take_run(ahead(source), 2)
+        assert run is not None
+        source.hold(run, Ticket(chunks))
+        if chunks == 2:
+            source.ripen()
+    source.cover(100)
+    assert source.standing == SourceStanding(4, 20, 0)
+    source.release()
+    assert commit(source, 2) == 0
+    assert commit(source, 3) == 2 * 128
+
+
+def test_who_takes_fewer_than_were_looked_at_finds_the_rest(source: Source, producer: Ring) -> None:
+    source.follows[0] = cast("Any", Fed(8))
+    for _ in range(4):
+        seal(producer, 5)
+    run = source.take_run(ahead(source), 1)
+    assert run is not None
+    assert (run.slots, run.rows, source.account.taken_slots) == (1, 5, 1)
+    assert ahead(source).sequence == 1
+
+
+def test_after_a_look_in_vain_slots_are_taken_one_by_one_for_a_while(source: Source, producer: Ring) -> None:
+    source.follows[0] = cast("Any", Fed(8))
+    for _ in range(20):
+        seal(producer, 1)
+    looks = []
+    for _ in range(12):
+        run = source.look_ahead()
+        looks.append(run is not None)
+        if run is not None:
+            assert source.take_run(run, 0) is None
+        take(source)
+    assert looks == [True, False, True, False, False, False, True, *[False] * 5]
+
+
+def test_what_no_instrument_takes_together_is_not_looked_at(source: Source, producer: Ring) -> None:
+    for _ in range(4):
+        seal(producer, 5)
+    assert source.look_ahead() is None  # of a schema never declared
+    source.follows[0] = cast("Any", Fed(0))
+    assert source.look_ahead() is None
+
+
+def test_nothing_is_looked_at_once_a_writer_has_said_what_it_took(source: Source, producer: Ring) -> None:
+    source.follows[0] = cast("Any", Fed(8))
+    for _ in range(4):
+        seal(producer, 5)
+    source.ring.finish(2)
+    assert source.look_ahead() is None
+
+
+def test_a_run_behind_a_missing_slot_is_refused(source: Source, producer: Ring) -> None:
+    source.follows[0] = cast("Any", Fed(8))
+    for _ in range(4):
+        seal(producer, 5)
+    source.account.taken_slots += 1
+    with pytest.raises(BrokenError, match="'cam' skips from batch 1 to 0"):
+        source.take_run(ahead(source), 2)

@@ -275,6 +275,43 @@ def test_a_buffer_is_filled_again_only_when_a_commit_covers_what_is_in_it(stage:
     np.testing.assert_array_equal(stage.read("n"), numbers(0, 40 * CHUNK))
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    runs=st.lists(st.tuples(st.integers(1, 11), st.integers(1, 9), st.booleans()), max_size=15),
+    commits=st.booleans(),
+)
+def test_batches_taken_together_are_what_they_are_one_by_one(
+    runs: list[tuple[int, int, bool]], commits: bool
+) -> None:
+    """Of up to 11 rows, so that some are longer than a chunk, and as many as a chunk has rows for."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="test-streams-") as folder:
+        file = RecordingFile.create(Path(folder) / "recording.h5", {}, "{}")
+        stage = Stage(file, CodecPipeline(2, 1 << 20, lambda: None), [], Path(folder))
+        assembler = stage.assembler(NUMBERS)
+        total = 0
+        for rows, most, together in runs:
+            batches = min(most, max(CHUNK // rows, 1))
+            # As in a ring: something else between the batches.
+            spaced = np.full((batches, rows + 3), -1)
+            spaced[:, :rows] = numbers(total, total + rows * batches).reshape(batches, rows)
+            items = spaced[:, :rows]
+            if together:
+                assembler.append_run(items)
+                stage.marks.append((stage.pipeline.submitted, assembler.total))
+            else:
+                for batch in items:
+                    stage.put(assembler, batch)
+            total += rows * batches
+            if commits:
+                stage.commit(assembler)
+            stage.pipeline.drain()
+            spaced[:] = -1
+        assert assembler.total == total
+        assembler.finish()
+        np.testing.assert_array_equal(stage.read("n"), numbers(0, total))
+        stage.close()
+
+
 def test_no_commit_is_asked_for_while_buffers_are_free(stage: Stage) -> None:
     assembler = stage.assembler(NUMBERS)
     for number in range(3 * CHUNK):
