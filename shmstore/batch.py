@@ -61,6 +61,7 @@ class BatchWriter:
         self._schema_bytes = int(schema.serialize().size)
         #: What is left free in front of a large batch, so that its values are aligned; learnt from the last.
         self._lead = 0
+        self._row_bytes = None if self.streams else _row_bytes(schema)
         self._viewing = [index for index, field in enumerate(schema) if has_views(field.type)]
 
     def compact(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -79,6 +80,15 @@ class BatchWriter:
             return int(sink.size())
         size: int = pa.ipc.get_record_batch_size(batch)
         return size if size < _SERIALIZE_BELOW else size + self._schema_bytes + _VALUES_ALIGNMENT
+
+    def message(self, batch: pa.RecordBatch) -> memoryview | None:
+        """Return what a body for a small batch holds, to be copied into one of that length; of kind IPC.
+
+        ``None``: it is not small, or its size does not follow from its rows; see `size` and `write`.
+        """
+        if self._row_bytes is None or batch.num_rows * self._row_bytes >= _SERIALIZE_BELOW:
+            return None
+        return memoryview(batch.serialize()).cast("B")
 
     def write(self, batch: pa.RecordBatch, body: memoryview) -> int:
         """Copy ``batch`` into ``body``, which has `size` bytes; one copy.
@@ -105,6 +115,26 @@ class BatchWriter:
         metadata = int.from_bytes(body[skip + 4 : skip + 8], "little")
         self._lead = -(self._schema_bytes + 8 + metadata) % _VALUES_ALIGNMENT
         return skip
+
+
+def _row_bytes(schema: pa.Schema) -> int | None:
+    """Return the bytes of a row at most, if all have the same; without validity."""
+    sizes = [_value_bytes(field.type) for field in schema]
+    return sum(size for size in sizes if size is not None) if None not in sizes else None
+
+
+def _value_bytes(type_: pa.DataType) -> int | None:
+    while isinstance(type_, pa.BaseExtensionType):
+        type_ = type_.storage_type
+    if pa.types.is_fixed_size_list(type_):
+        inner = _value_bytes(type_.value_type)
+        return None if inner is None else type_.list_size * inner
+    if pa.types.is_boolean(type_):
+        return 1
+    try:
+        return int(type_.byte_width)
+    except ValueError:  # it has none
+        return None
 
 
 def read_ipc(body: memoryview, skip: int, schema: pa.Schema, rows: int) -> pa.RecordBatch:

@@ -41,7 +41,7 @@ from shmstore.queue import DescriptorQueue
 from shmstore.ring import SLOT_HEADER_BYTES, Kind, Life, Ring
 from shmstore.sameness import same_types
 from shmstore.schema import first_difference
-from shmstore.segment import align
+from shmstore.segment import align, fence
 from shmstore.session import Session, State
 from shmstore.stats import ProducerStats
 from shmstore.steps import step
@@ -157,6 +157,8 @@ class Producer:
         with self._lock:
             sequence: int | None = -1
             try:
+                if isinstance(batch, pa.RecordBatch):
+                    return self._put_batch(batch, timeout)
                 for part in batches_of(batch):
                     taken = self._put_batch(part, timeout)
                     sequence = None if sequence is None else taken  # rows dropped before stay dropped
@@ -169,29 +171,38 @@ class Producer:
             return sequence
 
     def _put_batch(self, batch: pa.RecordBatch, timeout: float | None) -> int | None:
-        ring = self._attach().ring
-        self._check_alive()
+        attachment = self._attach()
+        ring = attachment.ring
+        if self._ended is not None or not attachment.session.recording:
+            self._check_alive()
         if self._loaned:
             raise ShmStoreError(f"a loan of {self.instrument_id!r} is open: leave its block before put()")
         try:
             declared, batch = self._check_batch(batch)
-            sizes = list(self._cut(batch, declared, ring))
+            message = declared.writer.message(batch)
+            if message is not None and len(message) <= _easy_bytes(ring):
+                sizes = [(batch, len(message))]
+            else:
+                sizes, message = self._cut(batch, declared, ring), None
         except ShmStoreError:
             ring.count_rejected(batch.num_rows)
             raise
         sequence: int | None = -1
         left = batch.num_rows
         for part, size in sizes:
-            body = self._room(size, left, timeout)
+            body = ring.reserve(size) or self._room(size, left, timeout)
             if body is None:
                 return None
             step("producer.reserved")
-            skip = declared.writer.write(part, body)
+            if message is None:
+                skip = declared.writer.write(part, body)
+            else:
+                body[:], skip = message, 0
             body.release()
             step("producer.body_written")
             left -= part.num_rows
             kind = Kind.STREAM if declared.writer.streams else Kind.IPC
-            sequence = self._seal(kind, size, part.num_rows, declared.schema_id, skip)
+            sequence = self._seal(attachment, kind, size, part.num_rows, declared.schema_id, skip)
         return sequence
 
     def _check_batch(self, batch: pa.RecordBatch) -> tuple[_Declared, pa.RecordBatch]:
@@ -229,7 +240,7 @@ class Producer:
         """Cut a batch into slices that the ring takes easily; each with the bytes that it needs."""
         batch = declared.writer.compact(batch)
         size = declared.writer.size(batch)
-        easy = ring.capacity // _SLOTS_PER_RING - SLOT_HEADER_BYTES
+        easy = _easy_bytes(ring)
         if size <= easy:
             return [(batch, size)]
         # Dictionaries travel with every slice: where they are large, larger slots carry fewer copies of them.
@@ -313,7 +324,7 @@ class Producer:
                     f"the producer of {self.instrument_id!r} was closed while a loan was open: its "
                     "rows are gone"
                 )
-            return self._seal(Kind.PLAIN, len(body), rows, declared.schema_id, 0)
+            return self._seal(self._attach(), Kind.PLAIN, len(body), rows, declared.schema_id, 0)
 
     # -- the ring --------------------------------------------------------------------------------------------
 
@@ -361,12 +372,16 @@ class Producer:
             ring.set_waiting(False)
             self._wait_ns += time.monotonic_ns() - began
 
-    def _seal(self, kind: Kind, size: int, rows: int, schema_id: int, skip: int) -> int:
-        _, session, ring, queue = self._attach()
+    def _seal(
+        self, attachment: _Attachment, kind: Kind, size: int, rows: int, schema_id: int, skip: int
+    ) -> int:
+        _, session, ring, queue = attachment
         position = ring.position
         sequence = ring.seal(kind, size, rows, schema_id, skip)
         step("producer.before_bell")
-        queue.ring(Descriptor(ring.number, sequence, position, size, schema_id, rows))
+        fence()  # a writer that falls asleep meanwhile sees the slot, or is heard of here
+        if not session.awake:
+            queue.ring(Descriptor(ring.number, sequence, position, size, schema_id, rows))
         step("producer.after_bell")
         # Sealed first, looked second: a recording that ends meanwhile either took the slot or says that it
         # did not.
@@ -552,6 +567,11 @@ class Producer:
             else "not in use yet"
         )
         return f"<Producer of {self.instrument_id!r}: {state}>"
+
+
+def _easy_bytes(ring: Ring) -> int:
+    """Return the bytes of the largest body that a put is not cut for."""
+    return ring.capacity // _SLOTS_PER_RING - SLOT_HEADER_BYTES
 
 
 def _is_encoded(type_: pa.DataType) -> bool:

@@ -12,6 +12,7 @@ import fcntl
 import mmap
 import os
 import struct
+import threading
 from pathlib import Path
 from typing import Self
 
@@ -193,6 +194,17 @@ class Segment:
     def __repr__(self) -> str:
         state = "closed" if self._fd < 0 else _amount(self.size)
         return f"<Segment {self.path.name}: {state}>"
+
+
+def fence() -> None:
+    """Let what was stored before be seen by others before what is loaded next is read.
+
+    Python has no such instruction, but to take a lock is one, on x86-64: an atomic exchange. Where it is not
+    as strict, whoever relies on this must live with a rare miss.
+    """
+    lock = threading.Lock()  # of its own: nobody is waited for, not even after a fork
+    lock.acquire()
+    lock.release()
 
 
 def lock_byte(fd: int, byte: int) -> bool:

@@ -46,8 +46,8 @@ _W_FAILURE, _W_REASON, _W_RESTART_REASON = 4, 6, 8
 _W_HEARTBEAT, _W_COMMITS, _W_TAKING_RING, _W_TAKING_SEQUENCE = 10, 11, 12, 13
 #: The owner's: how often the writer was replaced; the ending asked for.
 _W_RESTARTS, _W_ENDING = 14, 15
-#: The writer's: how many of its threads wait for the disk.
-_W_AT_DISK = 16
+#: The writer's: how many of its threads wait for the disk; whether it looks into the rings without a bell.
+_W_AT_DISK, _W_AWAKE = 16, 17
 _WORDS = 32
 _TEXT_BYTES = 8192
 _TEXTS_AT = {_W_FAILURE: 4096, _W_REASON: 12288, _W_RESTART_REASON: 20480}
@@ -202,6 +202,7 @@ class Session:
             time.sleep(0.005)
         self._words[_W_WRITER] = os.getpid()
         self.taking = None
+        self.awake = False
         self._words[_W_AT_DISK] = 0
         self._words[_W_REASON] = 0
 
@@ -216,6 +217,18 @@ class Session:
     def beat(self) -> None:
         """Count a turn, or any other sign of life; for the writer."""
         self._words[_W_HEARTBEAT] += 1
+
+    @property
+    def awake(self) -> bool:
+        """Whether the writer looks into all rings before it sleeps: none needs to be announced a slot.
+
+        Written by the writer; asked by a producer after each slot, with a `fence` in between.
+        """
+        return bool(self._words[_W_AWAKE])
+
+    @awake.setter
+    def awake(self, awake: bool) -> None:
+        self._words[_W_AWAKE] = awake
 
     @property
     def is_at_disk(self) -> bool:

@@ -38,6 +38,7 @@ from shmstore.physical import retyped
 from shmstore.pipeline import Chunk, CodecPipeline, Commit
 from shmstore.quarantine import Quarantine
 from shmstore.ring import Kind, Run, Slot
+from shmstore.segment import fence
 from shmstore.service import ControlService, Peer
 from shmstore.session import Session, State
 from shmstore.source import Source
@@ -265,9 +266,15 @@ class Writer:
         self._select(0.0 if took else self._sleep_s())
 
     def _select(self, timeout_s: float) -> None:
-        if timeout_s and any(source.ring.has_sealed() for source in self._sources.values()):
-            timeout_s = 0.0
-        for key, _ in self._selector.select(timeout_s):
+        if timeout_s:
+            # Said first, looked second: a producer that seals meanwhile rings, or its slot is seen here.
+            self._session.awake = False
+            fence()
+            if any(source.ring.has_sealed() for source in self._sources.values()):
+                timeout_s = 0.0
+        ready = self._selector.select(timeout_s)
+        self._session.awake = True
+        for key, _ in ready:
             key.data()
 
     def _sleep_s(self) -> float:

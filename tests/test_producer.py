@@ -11,6 +11,7 @@ import pytest
 from children import Child
 
 import shmstore
+from shmstore.batch import read_ipc
 from shmstore.config import StorageConfig
 from shmstore.producer import Producer
 from shmstore.queue import DescriptorQueue
@@ -71,6 +72,62 @@ def test_a_full_ring_is_full_as_long_as_the_writer_may_come_back(
         stats = producer.stats()
     assert 0 < stats.sealed < 100 * 100
     assert (stats.dropped, stats.rejected) == (0, 100)
+
+
+def test_a_slot_is_announced_to_a_writer_that_may_sleep_and_to_no_other(session: Session) -> None:
+    with producer_of(session, "raise") as producer:
+        queue = DescriptorQueue.attach(session.queue_path(1))
+        producer.put(ROWS.slice(0, 1))
+        assert [(told.sequence, told.rows) for told in queue.receive()] == [(0, 1)]
+        session.awake = True
+        producer.put(ROWS.slice(0, 2))
+        with producer.loan(3) as loan:
+            loan["x"] = 0
+        assert queue.receive() == []
+        session.awake = False
+        with producer.loan(4) as loan:
+            loan["x"] = 0
+        assert [(told.sequence, told.rows) for told in queue.receive()] == [(3, 4)]
+        queue.close()
+
+
+def test_a_full_ring_is_announced_whatever_the_writer_says(session: Session) -> None:
+    """It may wait for a commit that nothing else makes pressing."""
+    session.awake = True
+    with producer_of(session, "block") as producer:
+        queue = DescriptorQueue.attach(session.queue_path(1))
+        with pytest.raises(shmstore.RingFullError):
+            put_often(producer, ROWS, 0.05)
+        assert len(queue.receive()) == 1
+        queue.close()
+
+
+@pytest.mark.parametrize("rows", [0, 1, 100, 20_000, 40_000])
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([7], pa.int16()),
+        pa.array([None, True, False]),
+        pa.array([[1, 2, 3], None], pa.list_(pa.int8(), 3)),
+        pa.array([b"abc", None], pa.binary(3)),
+    ],
+    ids=str,
+)
+def test_a_batch_of_any_size_lies_in_its_slot_as_it_was_put(
+    session: Session, rows: int, column: pa.Array
+) -> None:
+    batch = pa.record_batch({"x": column.take(pa.array(np.arange(rows) % len(column)))})
+    Ring.create(session.ring_path(1), 1 << 20, 1).close()
+    DescriptorQueue.create(session.queue_path(1)).close()
+    config = StorageConfig().instrument("a")
+    with Producer(session.folder, 1, config, batch.schema, 0) as producer:
+        producer.put(batch.slice(rows // 3))
+        ring = Ring.attach(session.ring_path(1))
+        slot = ring.borrow()
+        assert slot is not None
+        assert read_ipc(slot.body, slot.skip, batch.schema, slot.rows).equals(batch.slice(rows // 3))
+        ring.release(slot)
+        ring.close()
 
 
 def test_a_full_ring_drops_as_long_as_the_writer_may_come_back(session: Session) -> None:

@@ -161,6 +161,17 @@ def test_a_writer_says_when_it_waits_for_the_disk(shared_folder: Path, folder: P
     owner.close()
 
 
+def test_a_new_writer_has_to_be_woken_whatever_the_last_one_said(shared_folder: Path, folder: Path) -> None:
+    owner, writer = Session.create(shared_folder, "run"), Session.attach(folder)
+    assert not owner.awake
+    writer.awake = True
+    assert owner.awake
+    writer.become_writer()
+    assert not owner.awake
+    writer.close()
+    owner.close()
+
+
 def test_a_new_writer_takes_nothing_yet_and_has_left_no_reason(shared_folder: Path, folder: Path) -> None:
     owner, writer = Session.create(shared_folder, "run"), Session.attach(folder)
     writer.taking = (7, 3)
