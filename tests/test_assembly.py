@@ -540,7 +540,7 @@ def test_batches_taken_together_are_as_good_as_single_ones(
             expected[kept] = 0
             assert found.tolist() == expected.tolist()
             if kept:
-                mask = group["_arrow/validity/n"][:]
+                mask = group["_arrow/validity/0"][:]
                 assert np.flatnonzero(~mask.astype(bool)).tolist() == kept
 
 
