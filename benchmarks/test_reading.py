@@ -51,8 +51,12 @@ class Reading:
 
     def finish(self) -> dict[str, Any]:
         """Let go of what was read."""
-        self._found = None
+        self.abandon()
         return {"file_bytes": self._path.stat().st_size}
+
+    def abandon(self) -> None:
+        """Let go of what was read."""
+        self._found = None
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks.conftest import Scale
 from shmstore.bench.harness import Report, Result, Series
-from shmstore.bench.peers import H5pyAppend, PwriteLoop
+from shmstore.bench.limits import PwriteLoop
+from shmstore.bench.peers import H5pyAppend
 from shmstore.bench.recorders import Recording
 from shmstore.bench.streams import MIB, Adc, Frames
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -45,6 +47,66 @@ class Run(Protocol):
     def finish(self) -> dict[str, Any]:
         """Clear up, off the clock; returns what else was learned."""
 
+    def abandon(self) -> None:
+        """Clear up what there is, after a failure."""
+
+
+class FileRun:
+    """A `Run` that makes one file, or one folder, and learns how large it is. To be derived from.
+
+    Parameters
+    ----------
+    label
+        Its name in the report.
+    amount
+        What one run does, in the case's unit.
+    touches
+        Bytes of fresh memory that one run takes.
+    path
+        What is made.
+    """
+
+    def __init__(self, label: str, amount: float, touches: int, path: Path) -> None:
+        self.label = label
+        self.amount = amount
+        self.touches = touches
+        self._path = path
+
+    def prepare(self) -> None:
+        """Nothing: the batches are made, the file is created on the clock."""
+
+    def run(self) -> None:
+        """Make it, synced and closed."""
+        raise NotImplementedError
+
+    def finish(self) -> dict[str, Any]:
+        """Remove what was made."""
+        size = sum(path.stat().st_size for path in files_of(self._path))
+        self.abandon()
+        return {"file_bytes": size}
+
+    def abandon(self) -> None:
+        """Remove what was made, if anything was."""
+        if self._path.is_dir():
+            shutil.rmtree(self._path)
+        else:
+            self._path.unlink(missing_ok=True)
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the file, or all files in the folder."""
+    return [inside for inside in path.rglob("*") if inside.is_file()] if path.is_dir() else [path]
+
+
+def sync(path: Path) -> None:
+    """Bring a closed file, or all files in a folder, to the disk, as the end of a recording does."""
+    for file in files_of(path):
+        fd = os.open(file, os.O_RDONLY)
+        try:
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+
 
 def warm_up(folder: Path, size: int) -> None:
     """Bring ``size`` bytes of the machine's free memory back to life, through a file that is removed at once.
@@ -60,6 +122,12 @@ def warm_up(folder: Path, size: int) -> None:
     finally:
         os.close(fd)
         scratch.unlink()
+
+
+def own_cpu_s() -> float:
+    """Processor seconds of this process so far, and of its children that have ended."""
+    usages = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _foreign_cpu_s() -> float:
@@ -86,14 +154,15 @@ class Series:
         Each round's time on the clock.
     foreign : list of float
         Processors that others kept busy during each round: 0 on a quiet machine.
-    details : dict
-        What the last round learned.
+    rounds : list of dict
+        What each round learned; ``cpu_s`` has the processor seconds of each process, by its role.
     """
 
     run: Run
     seconds: list[float] = field(default_factory=list)
     foreign: list[float] = field(default_factory=list)
-    details: dict[str, Any] = field(default_factory=dict)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    _cpu_s: float = 0.0
 
     def ready(self, folder: Path) -> None:
         """Prepare a round; the warming up comes last, so that nothing lies between it and the clock."""
@@ -102,15 +171,21 @@ class Series:
 
     def clocked(self) -> None:
         """Run, on the clock."""
-        foreign = _foreign_cpu_s()
+        foreign, cpu = _foreign_cpu_s(), own_cpu_s()
         began = time.perf_counter()
         self.run.run()
         self.seconds.append(time.perf_counter() - began)
+        self._cpu_s = own_cpu_s() - cpu
         self.foreign.append(max(0.0, (_foreign_cpu_s() - foreign) / self.seconds[-1]))
 
     def done(self) -> None:
         """Clear up after a round."""
-        self.details = self.run.finish()
+        self.rounds.append({"cpu_s": {"process": self._cpu_s}} | self.run.finish())
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What the last round learned."""
+        return self.rounds[-1]
 
     @property
     def rates(self) -> list[float]:
@@ -120,6 +195,15 @@ class Series:
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values, for the JSON."""
         return {"seconds": self.seconds, "foreign_processors": self.foreign, **self.details}
+
+
+def in_turn(folder: Path, series: list[Series], tell: Callable[[Series], None]) -> None:
+    """Run one round of each, one after the other; ``tell`` hears of each before it begins."""
+    for one in series:
+        tell(one)
+        one.ready(folder)
+        one.clocked()
+        one.done()
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,9 +282,7 @@ class Report:
         mine, theirs = Series(ours), Series(baseline)
 
         def before() -> None:
-            theirs.ready(self._folder)
-            theirs.clocked()
-            theirs.done()
+            in_turn(self._folder, [theirs], lambda _: None)
             mine.ready(self._folder)
 
         self._benchmark.pedantic(mine.clocked, setup=before, teardown=mine.done, rounds=self.rounds)
@@ -231,8 +313,8 @@ class Report:
 
         self._benchmark.pedantic(clocked, rounds=self.rounds)
 
-    def add(self, result: Result) -> None:
-        """Report a line."""
-        result = replace(result, foreign=fmean(self._foreign))
+    def add(self, result: Result, foreign: float | None = None) -> None:
+        """Report a line; ``foreign``: processors that others kept busy, if not as the rounds here saw it."""
+        result = replace(result, foreign=fmean(self._foreign) if foreign is None else foreign)
         self._results.append(result)
         self._benchmark.extra_info["results"].append(asdict(result))

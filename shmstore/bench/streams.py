@@ -1,11 +1,13 @@
 """The data that benchmarks record: small frozen descriptions that make the same batches in every process.
 
-A stream is a handful of distinct batches, recorded round and round. It knows no recorder. No codec here looks
-back further than one batch, so recording a batch again costs what a new one would.
+A stream is a handful of distinct batches, recorded round and round; some are made up here, one is read from a
+file of the user's. It knows no recorder. No codec here looks back further than one chunk, so where the
+distinct batches are more than that, recording a batch again costs what a new one would.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,18 +15,28 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from shmstore.errors import UnsupportedTypeError
+from shmstore.sources.files import InputError, open_source
+
 MIB = 1 << 20
+#: A batch of a user's file that is larger than this is recorded in slices.
+_LARGEST_BATCH = 4 * MIB
+#: So much of a user's file is recorded, round and round.
+_MOST_DATA = 256 * MIB
 
 
 class Stream(Protocol):
-    """What an instrument delivers; picklable, so that a producer process can make it itself."""
+    """What an instrument delivers; picklable, so that a producer process can make it itself; hashable."""
+
+    def __hash__(self) -> int:
+        """Of what it is made of."""
 
     @property
     def schema(self) -> pa.Schema:
         """The schema of every batch."""
 
     def batches(self) -> list[pa.RecordBatch]:
-        """Make the distinct batches, the same each time; all of one size."""
+        """Make the distinct batches, the same each time; those made up here are all of one size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +110,7 @@ class Frames:
 
 @dataclass(frozen=True, slots=True)
 class Telemetry:
-    """Float64 columns that wander: slow control readings.
+    """Columns of floats that wander: slow control readings.
 
     Attributes
     ----------
@@ -106,25 +118,64 @@ class Telemetry:
         Shape of a batch.
     distinct : int
         Distinct batches.
+    dtype : str
+        ``"float64"`` or ``"float32"``.
     """
 
     rows: int = 100
     columns: int = 4
     distinct: int = 64
+    dtype: str = "float64"
 
     @property
     def schema(self) -> pa.Schema:
         """Columns ``reading_0``, ``reading_1`` and so on."""
-        return pa.schema([(f"reading_{number}", pa.float64()) for number in range(self.columns)])
+        type_ = pa.from_numpy_dtype(np.dtype(self.dtype))
+        return pa.schema([(f"reading_{number}", type_) for number in range(self.columns)])
 
     def batches(self) -> list[pa.RecordBatch]:
         """Make the batches; each column is a random walk over all of them."""
         rng = np.random.default_rng(0)
-        walk = rng.normal(0, 0.01, (self.columns, self.distinct * self.rows)).cumsum(axis=1)
+        walk = (
+            rng.normal(0, 0.01, (self.columns, self.distinct * self.rows)).cumsum(axis=1).astype(self.dtype)
+        )
         return [
             pa.record_batch([pa.array(part) for part in parts], schema=self.schema)
             for parts in np.split(walk, self.distinct, axis=1)
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """One column of time stamps: a clock of 1 kHz in nanoseconds, each read with a jitter of σ = 2 µs.
+
+    Attributes
+    ----------
+    rows : int
+        Rows of a batch.
+    distinct : int
+        Distinct batches.
+    """
+
+    rows: int = MIB // 8
+    distinct: int = 16
+
+    @property
+    def schema(self) -> pa.Schema:
+        """One column ``time``."""
+        return pa.schema([("time", pa.timestamp("ns", tz="UTC"))])
+
+    def batches(self) -> list[pa.RecordBatch]:
+        """Make the batches; the clock runs on from one to the next."""
+        rng = np.random.default_rng(0)
+        start_ns = 1_767_225_600_000_000_000  # 2026-01-01
+        made = []
+        for number in range(self.distinct):
+            ticks = start_ns + 1_000_000 * (number * self.rows + np.arange(self.rows, dtype=np.int64))
+            ticks += rng.normal(0, 2000, self.rows).astype(np.int64)
+            column = pa.array(ticks).cast(self.schema.field(0).type)
+            made.append(pa.record_batch([column], schema=self.schema))
+        return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +290,60 @@ class Labels:
         return made
 
 
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a user's file holds: Arrow IPC, Parquet or CSV, found as `shmstore.sources.files` finds it.
+
+    Batches are those that the file gives; one of more than 4 MiB is cut into slices. Of a file with more than
+    256 MiB of data, the beginning is taken.
+
+    Attributes
+    ----------
+    path : str
+        The file.
+
+    Raises
+    ------
+    InputError
+        By `schema` and `batches`: it cannot be read, or holds no rows.
+    """
+
+    path: str
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The file's."""
+        with open_source(self.path) as source:
+            return source.schema
+
+    def batches(self) -> list[pa.RecordBatch]:
+        """Read them."""
+        made: list[pa.RecordBatch] = []
+        nbytes = 0
+        with open_source(self.path) as source:
+            for batch in source.batches():
+                made += _sliced(batch)
+                nbytes += batch.nbytes
+                if nbytes >= _MOST_DATA:
+                    break
+        if not made:
+            raise InputError(f"{self.path}: has no rows: there is nothing to measure")
+        return made
+
+
+def _sliced(batch: pa.RecordBatch) -> list[pa.RecordBatch]:
+    if not batch.num_rows:
+        return []
+    rows = max(1, batch.num_rows * _LARGEST_BATCH // max(batch.nbytes, _LARGEST_BATCH))
+    return [batch.slice(start, rows) for start in range(0, batch.num_rows, rows)]
+
+
+@functools.lru_cache(maxsize=2)
+def made(stream: Stream) -> list[pa.RecordBatch]:
+    """Return a stream's batches, made once for all who use them in this process; not to be changed."""
+    return stream.batches()
+
+
 def labels(count: int) -> list[str]:
     """Return so many different words of 5 to 12 letters, the same each time."""
     rng = np.random.default_rng(1)
@@ -250,13 +355,59 @@ def labels(count: int) -> list[str]:
 
 
 def columns(batch: pa.RecordBatch) -> dict[str, npt.NDArray[Any]]:
-    """Return a batch's columns as numpy arrays over its own memory."""
+    """Return a batch's columns as numpy arrays over its own memory; times as the int64 that they are.
+
+    Raises
+    ------
+    UnsupportedTypeError
+        A column is no array of numbers: text, lists, nulls, …; the message names it.
+    """
     return {
-        name: column.to_numpy_ndarray() if isinstance(column, pa.FixedShapeTensorArray) else column.to_numpy()
-        for name, column in zip(batch.schema.names, batch.columns, strict=True)
+        name: _array(name, column) for name, column in zip(batch.schema.names, batch.columns, strict=True)
     }
 
 
+def _array(name: str, column: pa.Array) -> npt.NDArray[Any]:
+    if not column.null_count and isinstance(column, pa.FixedShapeTensorArray):
+        array: npt.NDArray[Any] = column.to_numpy_ndarray()
+        return array
+    kind = column.type
+    plain = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_temporal(kind)
+    if column.null_count or not plain or pa.types.is_interval(kind):
+        nulls = " with nulls" if column.null_count else ""
+        raise UnsupportedTypeError(
+            f"column {name!r} is {kind}{nulls}, which is no array of numbers: leave out what needs one"
+        )
+    if pa.types.is_temporal(kind):
+        column = column.view(pa.int64() if kind.bit_width == 64 else pa.int32())
+    array = column.to_numpy()  # raises where it would have to copy
+    if not array.flags.c_contiguous:
+        raise UnsupportedTypeError(f"column {name!r} is not in one piece: leave out what needs an array")
+    return array
+
+
+def pieces(batch: pa.RecordBatch) -> list[npt.NDArray[np.uint8]]:
+    """Return the bytes that bringing a batch anywhere has to move: its columns', or all of an IPC message."""
+    try:
+        return [array.reshape(-1).view(np.uint8) for array in columns(batch).values()]
+    except UnsupportedTypeError:
+        return [np.frombuffer(batch.serialize(), np.uint8)]
+
+
 def batch_bytes(stream: Stream) -> int:
-    """Return the bytes of one batch's columns."""
-    return int(stream.batches()[0].nbytes)
+    """Return the bytes of the columns of one batch; of the largest, where they differ."""
+    return max(int(batch.nbytes) for batch in made(stream))
+
+
+def total_bytes(stream: Stream, batches: int) -> int:
+    """Return the bytes of the columns of so many batches, recorded round and round."""
+    sizes = [int(batch.nbytes) for batch in made(stream)]
+    rounds, rest = divmod(batches, len(sizes))
+    return rounds * sum(sizes) + sum(sizes[:rest])
+
+
+def total_rows(stream: Stream, batches: int) -> int:
+    """Return the rows of so many batches, recorded round and round."""
+    rows = [int(batch.num_rows) for batch in made(stream)]
+    rounds, rest = divmod(batches, len(rows))
+    return rounds * sum(rows) + sum(rows[:rest])

@@ -1,0 +1,106 @@
+"""A watch over the writer while it records: its memory, and the processors' time of what else was started.
+
+It looks at the kernel's own counts now and then, from a thread; what the writer does is not known here.
+"""
+
+from __future__ import annotations
+
+import resource
+import threading
+import time
+from pathlib import Path
+
+_LOOK_S = 0.05
+
+
+class Watch:
+    """Looks at the writer, and at other children of this process, every 50 ms.
+
+    Parameters
+    ----------
+    writer_pid
+        The writer.
+    known
+        Children of this process that are no concern: the producers.
+
+    Attributes
+    ----------
+    peak_bytes : int
+        Most memory that the writer had mapped and touched, rings included (``VmHWM``).
+    private_peak_bytes : int
+        Most that it had for itself, as seen (``RssAnon``).
+    others_cpu_s : float
+        Processor seconds of other children that have ended meanwhile, each when it was last seen.
+    """
+
+    def __init__(self, writer_pid: int, known: set[int | None]) -> None:
+        self.peak_bytes = 0
+        self.private_peak_bytes = 0
+        self.others_cpu_s = 0.0
+        self._writer_pid = writer_pid
+        self._known = known | {writer_pid}
+        self._others: dict[int, float] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look_on, name="watch", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._look()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End; may be called twice."""
+        if self._thread.is_alive():
+            self._ended.set()
+            self._thread.join()
+            alive = _children()
+            self.others_cpu_s = sum(cpu_s for pid, cpu_s in self._others.items() if pid not in alive)
+
+    def writer_cpu_s(self) -> float:
+        """Processor seconds of the writer so far."""
+        return _cpu_s(self._writer_pid)
+
+    def _look_on(self) -> None:
+        while not self._ended.wait(_LOOK_S):
+            self._look()
+
+    def _look(self) -> None:
+        try:
+            status = Path(f"/proc/{self._writer_pid}/status").read_text()
+        except OSError:  # it has ended
+            status = ""
+        sizes = {
+            name: int(value.split()[0]) * 1024
+            for name, _, value in (line.partition(":") for line in status.splitlines())
+            if name in {"VmHWM", "RssAnon"}
+        }
+        self.peak_bytes = max(self.peak_bytes, sizes.get("VmHWM", 0))
+        self.private_peak_bytes = max(self.private_peak_bytes, sizes.get("RssAnon", 0))
+        for pid in _children() - self._known:
+            self._others[pid] = _cpu_s(pid) or self._others.get(pid, 0.0)
+
+
+def _children() -> set[int]:
+    """Return the children of all threads of this process."""
+    found: set[int] = set()
+    for thread in Path("/proc/self/task").iterdir():
+        try:
+            found.update(map(int, (thread / "children").read_text().split()))
+        except OSError:  # the thread has ended, or this kernel does not tell
+            continue
+    return found
+
+
+def ended_children_cpu_s() -> float:
+    """Processor seconds of this process's children that have ended and been waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _cpu_s(pid: int) -> float:
+    """Processor seconds of a process; 0 once it has ended."""
+    try:
+        # The clock of another process, as clock_getcpuclockid(3) of the C library spells it.
+        return time.clock_gettime((~pid << 3) | 2)
+    except OSError:
+        return 0.0
