@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import multiprocessing
+import signal
 import time
 from collections.abc import Iterable
 from dataclasses import fields
@@ -228,6 +229,7 @@ def quantiles(seconds: npt.NDArray[np.float64]) -> dict[str, Any]:
 def _produce(
     producer: shmstore.Producer, stream: Stream, first: int, count: int, pace: float, pipe: Connection
 ) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the owner, who ends this
     batches = made(stream)
     batches = batches[first % len(batches) :] + batches[: first % len(batches)]
     copier = _Copier(batches) if pace else None

@@ -6,6 +6,8 @@ while it goes on is the caller's.
 
 from __future__ import annotations
 
+import errno
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,7 @@ from shmstore.bench.limits import (
 from shmstore.bench.peers import PEERS, Peer
 from shmstore.bench.recorders import Recording
 from shmstore.bench.streams import total_bytes, total_rows
+from shmstore.errors import storage_error
 
 #: Where files go unless said otherwise: no disk in the figures.
 SHARED_MEMORY = Path("/dev/shm")
@@ -107,8 +110,21 @@ class Comparison:
 
     def __enter__(self) -> Self:
         """Make the folder."""
-        self._plan.output.mkdir(parents=True, exist_ok=True)
-        self._folder = TemporaryDirectory(prefix="benchmark-", dir=self._plan.output)
+        output = self._plan.output
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            self._folder = TemporaryDirectory(prefix="benchmark-", dir=output)
+            free = shutil.disk_usage(output).free
+        except OSError as error:
+            raise storage_error(error, "write there", output, "choose another folder with --output") from None
+        # A file as large as the stream, and before it a scratch file of the same size.
+        needed = 2 * self._nbytes + self.case.producers * self.case.config.ring_bytes
+        if free < needed:
+            self._folder.cleanup()
+            advice = (
+                f"{needed >> 20} MiB are needed, {free >> 20} are free: free some, or choose another --output"
+            )
+            raise storage_error(OSError(errno.ENOSPC, ""), "measure there", output, advice)
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:

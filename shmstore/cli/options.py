@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def add_storage_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        type=_assignment,
+        type=assignment,
         help="any setting of the storage, such as ring_bytes=8MiB; may be repeated",
     )
 
@@ -53,18 +54,32 @@ def add_storage_options(parser: argparse.ArgumentParser) -> None:
 def load_config(options: argparse.Namespace) -> StorageConfig:
     """Return the configuration of the recording; raises `ConfigError`."""
     from shmstore.config import StorageConfig
-    from shmstore.errors import ConfigError
-    from shmstore.settings import SETTINGS, unknown_name
 
-    given: dict[str, Any] = {}
-    for name, text in options.set:
-        if name not in SETTINGS:
-            raise ConfigError(unknown_name(name, SETTINGS, "--set"))
-        given[name] = SETTINGS[name].text(name, text, "--set")
+    given = settings_given(options.set)
     for name, value in (("output_dir", options.output), ("compression", options.compression)):
         if value is not None:
             given[name] = value
     return StorageConfig.load(options.config, **given)
+
+
+def settings_given(assignments: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Return the values of ``--set``; raises `ConfigError`."""
+    from shmstore.errors import ConfigError
+    from shmstore.settings import SETTINGS, unknown_name
+
+    given: dict[str, Any] = {}
+    for name, text in assignments:
+        if name not in SETTINGS:
+            raise ConfigError(unknown_name(name, SETTINGS, "--set"))
+        given[name] = SETTINGS[name].text(name, text, "--set")
+    return given
+
+
+def positive(text: str) -> int:
+    """Parse a count of at least 1."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 on")
+    return int(text)
 
 
 def duration(text: str) -> float:
@@ -91,7 +106,8 @@ def _number(text: str) -> float:
     return value if math.isfinite(value) else -1.0
 
 
-def _assignment(text: str) -> tuple[str, str]:
+def assignment(text: str) -> tuple[str, str]:
+    """Parse ``KEY=VALUE``."""
     name, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} must be KEY=VALUE")

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from shmstore.pictures import COLOURS, drawing
+
 if TYPE_CHECKING:
     from shmstore.reader import Instrument, Recording
 
 #: The kernel counts processor time in steps of 10 ms: over less than this, utilisation is noise.
 _WINDOW_S = 0.25
-_INK, _FAINT = "#22303c", "#d5dbe1"
-_COLOURS = ("#1f77b4", "#e4572e", "#2a9d8f", "#8e5ea2")
 _BUSY = ("user", "nice", "system", "irq", "softirq", "steal")
 _IDLE = ("idle", "iowait")
 _MIB = 2**20
@@ -41,31 +41,10 @@ def draw(path: Path, picture: Path) -> Path:
     StorageError
         It cannot be written.
     """
-    import matplotlib as mpl
-
     import shmstore
     from shmstore.errors import storage_error
 
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    style = {
-        "font.size": 9,
-        "axes.edgecolor": _FAINT,
-        "axes.labelcolor": _INK,
-        "text.color": _INK,
-        "xtick.color": _INK,
-        "ytick.color": _INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.color": _FAINT,
-        "grid.linewidth": 0.6,
-        "axes.titlelocation": "left",
-        "axes.titleweight": "bold",
-        "axes.titlesize": 10,
-    }
-    with pyplot.rc_context(style), shmstore.open(path) as recording:
+    with drawing() as pyplot, shmstore.open(path) as recording:
         figure = pyplot.figure(figsize=(13, 7.6), layout="constrained")
         try:
             grid = figure.add_gridspec(3, 2, width_ratios=(1.25, 1))
@@ -87,8 +66,6 @@ def draw(path: Path, picture: Path) -> Path:
             figure.savefig(picture, dpi=110)
         except OSError as error:
             raise storage_error(error, "write the picture", picture) from None
-        finally:
-            pyplot.close(figure)
     return picture
 
 
@@ -111,8 +88,8 @@ def _draw_processors(axes: Any, cpu: Instrument, start_s: float) -> None:
         with np.errstate(invalid="ignore", divide="ignore"):
             share = 100 * busy / (busy + idle)
         middle_s = (time_s[picked][1:] + time_s[picked][:-1]) / 2
-        axes.plot(middle_s, share, color=_COLOURS[0], alpha=max(0.15, 0.7 / share.shape[1] ** 0.5), lw=0.9)
-        axes.plot(middle_s, np.nanmean(share, axis=1), color=_COLOURS[0], lw=2, label="mean of the cores")
+        axes.plot(middle_s, share, color=COLOURS[0], alpha=max(0.15, 0.7 / share.shape[1] ** 0.5), lw=0.9)
+        axes.plot(middle_s, np.nanmean(share, axis=1), color=COLOURS[0], lw=2, label="mean of the cores")
         axes.legend(loc="upper right", frameon=False)
     axes.set(title=f"cpu: utilisation of {states[present[0]].shape[1]} cores", ylabel="%", ylim=(0, 105))
 
@@ -120,7 +97,7 @@ def _draw_processors(axes: Any, cpu: Instrument, start_s: float) -> None:
 def _draw_memory(axes: Any, memory: Instrument, start_s: float) -> None:
     table = memory.read()
     time_s = _seconds(table["time"]) - start_s
-    for column, colour in (("used", _COLOURS[1]), ("cached", _COLOURS[2])):
+    for column, colour in (("used", COLOURS[1]), ("cached", COLOURS[2])):
         if column in table.column_names:
             axes.plot(time_s, table[column].to_numpy() / _MIB, color=colour, lw=1.6, label=column)
     axes.legend(loc="center right", frameon=False)
@@ -132,7 +109,7 @@ def _draw_network(axes: Any, network: Instrument, start_s: float) -> None:
     if table.num_rows:
         time_s = _seconds(table["time"])
         moments, first = np.unique(time_s, return_index=True)
-        for column, colour in (("bytes_recv", _COLOURS[2]), ("bytes_sent", _COLOURS[3])):
+        for column, colour in (("bytes_recv", COLOURS[2]), ("bytes_sent", COLOURS[3])):
             total = np.add.reduceat(table[column].to_numpy(), first)
             picked = _every(moments, _WINDOW_S)
             if len(picked) > 1:
@@ -157,7 +134,7 @@ def _draw_detector(image: Any, trace: Any, detector: Instrument, start_s: float)
         # A square root shows the photon noise of the dark as wide as that of the light.
         shown = image.imshow(last, cmap="inferno", interpolation="nearest", norm=PowerNorm(0.5, vmin=0))
         image.figure.colorbar(shown, ax=image, label="counts", shrink=0.85)
-        trace.plot(np.concatenate(times) - start_s, np.concatenate(sums) / 1e3, color=_COLOURS[1], lw=1.2)
+        trace.plot(np.concatenate(times) - start_s, np.concatenate(sums) / 1e3, color=COLOURS[1], lw=1.2)
     image.set(title=f"detector: frame {detector.num_rows - 1:,}", xlabel="column", ylabel="row")
     trace.set(title="detector: sum of each frame", xlabel="seconds since the start", ylabel="10³ counts")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import time
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
@@ -217,6 +218,7 @@ class H5pyQueue(FileRun):
 def _write_queued(
     path: Path, chunk_rows: int, filters: Mapping[str, Any] | Codec, queue: Any, pipe: Connection
 ) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the owner, who ends this
     pipe.send("ready")
     began = time.process_time()
     with _Appender(path, chunk_rows, filters) as appender:
