@@ -26,6 +26,7 @@ table { border-collapse: collapse; font-size: 0.87em; margin: 0.8em 0 }
 th, td { padding: 0.25em 0.8em; border-bottom: 1px solid #d5dbe1; text-align: right; white-space: nowrap }
 th { vertical-align: bottom; white-space: normal }
 th:first-child, td:first-child, .text { text-align: left }
+td.text { white-space: normal }
 tr.shmstore { font-weight: 600 }
 tr.limit { color: #5c6b73 }
 .doubt { background: #fdecea; padding: 0.6em 1em; border-left: 4px solid #e4572e }
@@ -134,13 +135,16 @@ def _definitions(facts: Mapping[str, str]) -> str:
     return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items()) + "</dl>"
 
 
-def _table(headings: Iterable[str], rows: Iterable[tuple[str, Iterable[str]]]) -> str:
-    """Return a table; each row is its class and its cells, which are HTML."""
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
-    body = "".join(
-        f'<tr class="{kind}">' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-        for kind, cells in rows
+def _table(headings: Iterable[str], rows: Iterable[tuple[str, Iterable[str]]], texts: Iterable[str]) -> str:
+    """Return a table; each row is its class and its cells, which are HTML; below ``texts`` stands text."""
+    headings, texts = list(headings), set(texts)
+    kinds = [' class="text"' if heading in texts else "" for heading in headings]
+    head = "".join(f"<th{kind}>{escape(text)}</th>" for kind, text in zip(kinds, headings, strict=True))
+    lines = (
+        (row, "".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, cells, strict=True)))
+        for row, cells in rows
     )
+    body = "".join(f'<tr class="{row}">{cells}</tr>' for row, cells in lines)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
@@ -156,7 +160,7 @@ def _summary(cases: Iterable[Mapping[str, Any]]) -> str:
                     escape(case["filesystem"]),
                     f"{ours['mb_per_s']:,.0f}",
                     f"{limit['ratio']:.2f}" if limit else "",
-                    f"{escape(peer['label'])} {peer['mb_per_s']:,.0f}" if peer else "",
+                    f"{escape(peer['label'])}, {peer['mb_per_s']:,.0f}" if peer else "",
                     f"{peer['ratio']:.2f}×" if peer else "",
                     f"{ours['stored_share']:.3f}",
                     f"{case['latency']['put_us']['p50']:,.0f} / {case['latency']['put_us']['p99']:,.0f}",
@@ -175,7 +179,7 @@ def _summary(cases: Iterable[Mapping[str, Any]]) -> str:
         "put p50 / p99, µs",
         "asked",
     )
-    return _table(headings, rows)
+    return _table(headings, rows, ("on", "fastest peer as small, MB/s", "asked"))
 
 
 def _bounds(case: Mapping[str, Any]) -> str:
@@ -221,7 +225,7 @@ def _section(case: Mapping[str, Any], picture: str) -> str:
     absent = "".join(f"{label}: {why}. " for label, why in case["absent"].items())
     return f"""<h2 id="{escape(file_name(case))}">{escape(case["name"])}</h2>
 {picture}
-<div class="wide">{_table(headings, rows)}</div>
+<div class="wide">{_table(headings, rows, ("codec", "processor s/GB"))}</div>
 {_definitions(facts)}
 {f'<p class="small">Not taking part: {escape(absent)}</p>' if absent else ""}
 """

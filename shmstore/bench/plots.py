@@ -57,9 +57,7 @@ def overview(pyplot: Any, document: Mapping[str, Any]) -> Any:
             rates, places = zip(*marks[name], strict=True)
             axes.scatter(rates, places, label=name, **look)
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(
-        pyplot.FuncFormatter(lambda rate, _: f"{rate:,.0f}" if rate >= 1 else f"{rate:g}")
-    )
+    _count_on(axes.xaxis)
     axes.set_yticks(range(len(cases)), [_place(case) for case in cases])
     axes.set_ylim(len(cases) - 0.4, -0.6)
     axes.set(title="Rate of each case, farther right is faster", xlabel="MB of the stream a second")
@@ -97,11 +95,14 @@ def case_figure(pyplot: Any, case: Mapping[str, Any]) -> Any:
     """
     runs = case["runs"]
     figure = pyplot.figure(figsize=(13, max(6.4, 2.2 + 0.36 * len(runs))), layout="constrained")
-    grid = figure.add_gridspec(2, 2, height_ratios=(1.45, 1), width_ratios=(1.1, 1))
-    _draw_rates(figure.add_subplot(grid[0, 0]), case)
-    _draw_puts(figure.add_subplot(grid[0, 1]), case)
-    _draw_phases(figure.add_subplot(grid[1, 0]), runs[0])
-    _draw_processors(figure.add_subplot(grid[1, 1]), runs)
+    left, right = figure.add_gridspec(1, 2, width_ratios=(1.1, 1))
+    lines = len(_phase_lines(runs[0]))
+    rows = left.subgridspec(2, 1, height_ratios=(max(5, 0.62 * len(runs)), lines))
+    _draw_rates(figure.add_subplot(rows[0]), case)
+    _draw_phases(figure.add_subplot(rows[1]), runs[0])
+    rows = right.subgridspec(2, 1)
+    _draw_puts(figure.add_subplot(rows[0]), case)
+    _draw_processors(figure.add_subplot(rows[1]), runs)
     ratio = 1 / max(runs[0]["stored_share"], 1e-9)
     figure.suptitle(
         f"{_place(case)}   {runs[0]['mb_per_s']:,.0f} MB/s, {ratio:.2f} : 1, median of {case['rounds']}",
@@ -110,6 +111,17 @@ def case_figure(pyplot: Any, case: Mapping[str, Any]) -> Any:
         fontsize=11,
     )
     return figure
+
+
+def _count_on(axis: Any) -> None:
+    """Write the numbers of a logarithmic axis in full, and so many that one can read it."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    # Fewer than three decades have too few powers of ten in them.
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
+    axis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _draw_rates(axes: Any, case: Mapping[str, Any]) -> None:
@@ -134,12 +146,14 @@ def _draw_rates(axes: Any, case: Mapping[str, Any]) -> None:
     axes.set_xlim(0, 1.45 * max(compared))
     for text in axes.texts:
         if text.get_position()[0] > axes.get_xlim()[1]:
-            text.set(x=axes.get_xlim()[1], ha="right", color="white")
+            text.set(x=0.99 * axes.get_xlim()[1], ha="right", color="white")
     axes.grid(visible=False, axis="y")
     axes.set(title="rate: shmstore, limits (grey), peers", xlabel="MB of the stream a second")
 
 
 def _draw_puts(axes: Any, case: Mapping[str, Any]) -> None:
+    from matplotlib.ticker import NullFormatter
+
     latency = case["latency"]
     curves = (
         ("put, ring not full", latency.get("put_us"), _OURS, "-"),
@@ -154,37 +168,39 @@ def _draw_puts(axes: Any, case: Mapping[str, Any]) -> None:
             axes.plot(values, rest, color=colour, ls=style, lw=1.6, label=label)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    _count_on(axes.xaxis)
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
-    axes.legend(loc="lower left", frameon=False, fontsize=8)
-    axes.set(title="time of one put", xlabel="µs", ylabel="of puts take longer")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=8)
+    axes.set_title("time of one put", pad=52)
+    axes.set(xlabel="µs", ylabel="share that takes longer")
+
+
+def _phase_lines(ours: Mapping[str, Any]) -> dict[str, list[tuple[str, float]]]:
+    """Return what is drawn of the phases: lines, and the parts of each with their seconds."""
+    phases = dict(ours["phases_s"])
+    put, wait, close = (phases.pop(name) for name in ("put_s", "ring_wait_s", "close_s"))
+    parts = [("put", max(put - wait, 0.0)), ("wait for space", wait), ("drain and close", close)]
+    lines = {"from first put to close": parts}
+    if phases:
+        lines["threads of the writer"] = [(_words(name), seconds) for name, seconds in phases.items()]
+    return lines
 
 
 def _draw_phases(axes: Any, ours: Mapping[str, Any]) -> None:
-    phases = dict(ours["phases_s"])
-    put, wait, close = (phases.pop(name) for name in ("put_s", "ring_wait_s", "close_s"))
-    lines: dict[str, list[tuple[str, float]]] = {
-        "from first put to close": [
-            ("put", max(put - wait, 0.0)),
-            ("wait for space in the ring", wait),
-            ("drain and close", close),
-        ]
-    }
-    if phases:
-        lines["threads of the writer"] = [(_words(name), seconds) for name, seconds in phases.items()]
+    lines = _phase_lines(ours)
     colours = iter(_PHASES * 2)
     for place, parts in enumerate(lines.values()):
         left = 0.0
         for name, seconds in parts:
-            axes.barh(
-                place, seconds, left=left, color=next(colours), height=0.5, label=f"{name}: {seconds:.2f} s"
-            )
+            label = f"{name} {seconds:.2f} s"
+            axes.barh(place, seconds, left=left, color=next(colours), height=0.6, label=label)
             left += seconds
-    axes.set_yticks(range(len(lines)), list(lines))
-    axes.set_ylim(len(lines) - 0.3, -1.6)
+    axes.set_yticks(range(len(lines)), list(lines), fontsize=8)
+    axes.set_ylim(len(lines) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
-    axes.legend(loc="upper left", frameon=False, fontsize=8, ncols=3)
-    axes.set(title="where the time went", xlabel="seconds")
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.5 / len(lines)), frameon=False, fontsize=8, ncols=4)
+    axes.set(title="where the time went, in seconds")
 
 
 def _words(name: str) -> str:
@@ -213,5 +229,6 @@ def _draw_processors(axes: Any, runs: Sequence[Mapping[str, Any]]) -> None:
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     axes.margins(x=0.12)
-    axes.legend(loc="best", frameon=False, fontsize=8)
-    axes.set(title="processor time", xlabel="seconds for 1 GB of the stream")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=8, ncols=3)
+    axes.set_title("processor time", pad=40)
+    axes.set(xlabel="seconds for 1 GB of the stream")

@@ -1,13 +1,17 @@
-"""A watch over the writer while it records: its memory, and the processors' time of what else was started.
+"""Processes around a measurement: started so that they end with it, and watched while they run.
 
-It looks at the kernel's own counts now and then, from a thread; what the writer does is not known here.
+The watch looks at the kernel's own counts now and then, from a thread; what the processes do is not known.
 """
 
 from __future__ import annotations
 
 import resource
+import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 _LOOK_S = 0.05
@@ -89,6 +93,17 @@ def _children() -> set[int]:
         except OSError:  # the thread has ended, or this kernel does not tell
             continue
     return found
+
+
+@contextmanager
+def deaf_to_interrupts() -> Iterator[None]:
+    """Have processes that are started within never hear Ctrl-C: it is for their owner, who ends them."""
+    resource_tracker.ensure_running()  # which clears the mask when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def ended_children_cpu_s() -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import multiprocessing
-import signal
 import time
 from collections.abc import Iterable
 from dataclasses import fields
@@ -23,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 import shmstore
-from shmstore.bench.processes import Watch, ended_children_cpu_s
+from shmstore.bench.processes import Watch, deaf_to_interrupts, ended_children_cpu_s
 from shmstore.bench.streams import Stream, batch_bytes, made, pieces
 from shmstore.errors import BrokenError, ShmStoreError
 
@@ -104,7 +103,8 @@ class Recording:
                 args=(storage.producer(name, schema), self._stream, number, share, self._pace, theirs),
                 daemon=True,
             )
-            child.start()
+            with deaf_to_interrupts():
+                child.start()
             self._children.append(child)
             theirs.close()
         for pipe in self._pipes:
@@ -229,15 +229,21 @@ def quantiles(seconds: npt.NDArray[np.float64]) -> dict[str, Any]:
 def _produce(
     producer: shmstore.Producer, stream: Stream, first: int, count: int, pace: float, pipe: Connection
 ) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the owner, who ends this
     batches = made(stream)
     batches = batches[first % len(batches) :] + batches[: first % len(batches)]
+    producer.stats()  # maps the ring
+    with contextlib.suppress(EOFError, ConnectionError):  # whoever would speak has been interrupted
+        pipe.send("ready")
+        if pipe.recv() == "go":
+            pipe.send(_put_on_the_clock(producer, batches, count, pace))
+            pipe.recv()  # what this process takes to end is no part of the recording
+
+
+def _put_on_the_clock(
+    producer: shmstore.Producer, batches: list[pa.RecordBatch], count: int, pace: float
+) -> dict[str, Any]:
     copier = _Copier(batches) if pace else None
     puts, copies = np.empty(count), np.empty(count if pace else 0)
-    producer.stats()  # maps the ring
-    pipe.send("ready")
-    if pipe.recv() != "go":
-        return
     cpu, began = time.process_time(), time.perf_counter()
     if copier is None:
         _put_all(producer, batches, puts)
@@ -252,16 +258,13 @@ def _produce(
     cpu = time.process_time() - cpu
     stats = producer.stats()
     producer.close()
-    pipe.send(
-        {
-            "cpu_s": cpu,
-            "wait_s": stats.wait_ns / 1e9,
-            "waits": stats.waits,
-            "put_s": puts,
-            "copy_s": copies,
-        }
-    )
-    pipe.recv()  # what this process takes to end is no part of the recording
+    return {
+        "cpu_s": cpu,
+        "wait_s": stats.wait_ns / 1e9,
+        "waits": stats.waits,
+        "put_s": puts,
+        "copy_s": copies,
+    }
 
 
 def _put_all(

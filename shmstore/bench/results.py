@@ -93,12 +93,16 @@ def load(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: is no JSON: name a file that `shmstore bench --json FILE` wrote"
         ) from None
-    if not isinstance(found, dict) or found.get("format") != FORMAT or "cases" not in found:
+    keys = {"format", "smoke", "cases"}
+    if not isinstance(found, dict) or not keys <= found.keys() or found["format"] != FORMAT:
         raise ConfigError(f"{path}: is no result of `shmstore bench` of this version: take it again")
     try:
         for case in found["cases"]:
             ours = case["runs"][0]
-            _ = case["name"], case["filesystem"], float(ours["mb_per_s"]), float(ours["stored_share"])
+            numbers = (ours["mb_per_s"], ours["stored_share"], case["foreign_processors"])
+            if not all(isinstance(number, int | float) and number >= 0 for number in numbers):
+                raise TypeError
+            _ = case["name"], case["filesystem"]
     except (LookupError, TypeError, ValueError):
         raise ConfigError(f"{path}: is damaged: a case in it lacks a figure: take it again") from None
     return found

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from shmstore.cli.exits import LOSS, file_exit_code
 from shmstore.cli.info import plain_table
+from shmstore.cli.interrupt import Interrupt
 from shmstore.cli.options import assignment, positive, settings_given
 from shmstore.cli.screen import DependencyError, Screen, require
 from shmstore.errors import ShmStoreError, storage_error
@@ -243,7 +244,7 @@ def _measure(
     found: list[dict[str, Any]] = []
     outputs = _outputs(options)
     try:
-        with Progress(screen, len(outputs)) as progress:
+        with Interrupt() as interrupt, Progress(screen, len(outputs), interrupt.asked) as progress:
             for output in outputs:
                 plan = Plan(output, options.rounds, peers=not options.no_peers, smoke=options.smoke)
                 for result in measure(cases, plan, progress.update):
@@ -274,11 +275,14 @@ class Progress:
         Where it is shown.
     passes
         How often all cases are measured.
+    stopped
+        Whether to end early.
     """
 
-    def __init__(self, screen: Screen, passes: int) -> None:
+    def __init__(self, screen: Screen, passes: int, stopped: Callable[[], bool]) -> None:
         self._screen = screen
         self._passes = passes
+        self._stopped = stopped
         self._done = 0
         self._case = ""
         self._bar: Any = None
@@ -310,7 +314,9 @@ class Progress:
             self._bar.stop()
 
     def update(self, case: Case, what: str, share: float) -> None:
-        """Show what begins, and which share of this pass is done."""
+        """Show what begins, and which share of this pass is done; raises `KeyboardInterrupt` to end early."""
+        if self._stopped():
+            raise KeyboardInterrupt
         share = (self._done + share) / self._passes
         if self._bar is not None:
             self._bar.update(self._task, completed=share, description=f"{case.name}: {what}")

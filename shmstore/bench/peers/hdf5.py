@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
-import signal
 import time
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from shmstore.bench.harness import FileRun, sync
 from shmstore.bench.peers.gathering import Arrays, gathered
+from shmstore.bench.processes import deaf_to_interrupts
 from shmstore.bench.streams import MIB, Stream, batch_bytes, columns, made
 from shmstore.codec import Codec
 from shmstore.errors import BrokenError
@@ -169,7 +170,8 @@ class H5pyQueue(FileRun):
         self._child = _CONTEXT.Process(
             target=_write_queued, args=(*self._arguments, self._queue, theirs), daemon=True
         )
-        self._child.start()
+        with deaf_to_interrupts():
+            self._child.start()
         theirs.close()
         if not self._pipe.poll(_READY_S):
             raise BrokenError(f"the process behind the queue was not ready in {_READY_S:g} s")
@@ -218,14 +220,14 @@ class H5pyQueue(FileRun):
 def _write_queued(
     path: Path, chunk_rows: int, filters: Mapping[str, Any] | Codec, queue: Any, pipe: Connection
 ) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the owner, who ends this
-    pipe.send("ready")
-    began = time.process_time()
-    with _Appender(path, chunk_rows, filters) as appender:
-        while (batch := queue.get()) is not None:
-            appender.append(columns(batch))
-    sync(path)
-    pipe.send(time.process_time() - began)
+    with contextlib.suppress(BrokenPipeError):  # whoever would hear has been interrupted
+        pipe.send("ready")
+        began = time.process_time()
+        with _Appender(path, chunk_rows, filters) as appender:
+            while (batch := queue.get()) is not None:
+                appender.append(columns(batch))
+        sync(path)
+        pipe.send(time.process_time() - began)
 
 
 class _Appender:
