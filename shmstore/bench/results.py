@@ -64,13 +64,15 @@ def best_peer(case: Mapping[str, Any], *, fair: bool = True) -> dict[str, Any] |
     case
         From a document.
     fair
-        Whether only those count that leave no more than 10 % more bytes than shmstore does.
+        Whether only those count that leave no more than 10 % more bytes than shmstore does, or have the same
+        filters: where a slow peer gets less to do, its last, ragged chunk weighs more.
     """
-    share = case["runs"][0]["stored_share"]
+    ours = case["runs"][0]
     peers = [
         run
         for run in case["runs"]
-        if run["kind"] == "peer" and (not fair or run["stored_share"] <= 1.1 * share)
+        if run["kind"] == "peer"
+        and (not fair or run["stored_share"] <= 1.1 * ours["stored_share"] or run["codec"] == ours["codec"])
     ]
     return max(peers, key=lambda run: float(run["mb_per_s"]), default=None)
 

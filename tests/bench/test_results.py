@@ -14,7 +14,7 @@ def case(
     name: str = "adc/gzip", rate: float = 100.0, share: float = 0.5, machine: float = 1000.0
 ) -> dict[str, Any]:
     runs = [
-        {"label": "shmstore", "kind": "shmstore", "mb_per_s": rate, "stored_share": share},
+        {"label": "shmstore", "kind": "shmstore", "codec": "gzip-6", "mb_per_s": rate, "stored_share": share},
         {"label": "memcpy", "kind": "limit", "mb_per_s": machine},
         {"label": "pwrite", "kind": "limit", "mb_per_s": machine / 2, "stored_share": 1.0},
     ]
@@ -49,12 +49,16 @@ def test_another_filesystem_is_another_case() -> None:
 def test_the_best_peer_leaves_as_few_bytes() -> None:
     one = case()
     one["runs"] += [
-        {"label": "large", "kind": "peer", "mb_per_s": 900, "stored_share": 0.56},
-        {"label": "fair", "kind": "peer", "mb_per_s": 300, "stored_share": 0.54},
-        {"label": "slow", "kind": "peer", "mb_per_s": 200, "stored_share": 0.1},
+        {"label": "large", "kind": "peer", "codec": "lz4", "mb_per_s": 900, "stored_share": 0.56},
+        {"label": "fair", "kind": "peer", "codec": "zstd", "mb_per_s": 300, "stored_share": 0.54},
+        {"label": "slow", "kind": "peer", "codec": "zstd", "mb_per_s": 200, "stored_share": 0.1},
     ]
     assert best_peer(one)["label"] == "fair"
     assert best_peer(one, fair=False)["label"] == "large"
+    one["runs"].append(
+        {"label": "same", "kind": "peer", "codec": "gzip-6", "mb_per_s": 400, "stored_share": 0.7}
+    )
+    assert best_peer(one)["label"] == "same"
     assert best_peer(case()) is None
 
 
