@@ -199,7 +199,7 @@ def _draw_phases(axes: Any, ours: Mapping[str, Any]) -> None:
     axes.set_yticks(range(len(lines)), list(lines), fontsize=8)
     axes.set_ylim(len(lines) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.5 / len(lines)), frameon=False, fontsize=8, ncols=4)
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.5 / len(lines)), frameon=False, fontsize=8, ncols=3)
     axes.set(title="where the time went, in seconds")
 
 
