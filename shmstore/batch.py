@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,39 @@ def has_dictionaries(schema: pa.Schema) -> bool:
     return any(pa.types.is_dictionary(type_) for field in schema for type_ in types_in(field.type))
 
 
+class Pieces(NamedTuple):
+    """What a body of kind IPC will hold, and does not yet.
+
+    Attributes
+    ----------
+    size : int
+        Bytes of the body.
+    skip : int
+        Where in it the record-batch message begins.
+    pieces : list of (int, memoryview)
+        What has to be copied where; borrowed from the batch.
+    """
+
+    size: int
+    skip: int
+    pieces: list[tuple[int, memoryview]]
+
+    def copy(self, body: memoryview) -> None:
+        """Copy them into a body of their size."""
+        for start, piece in self.pieces:
+            body[start : start + len(piece)] = piece
+
+
+class _Written(NamedTuple):
+    """What a large batch became, for the next one of as many rows: all but its values stays the same."""
+
+    rows: int
+    size: int
+    skip: int
+    metadata: memoryview
+    starts: list[int]
+
+
 class BatchWriter:
     """Writes the batches of one schema into slots.
 
@@ -61,6 +94,8 @@ class BatchWriter:
         self._schema_bytes = int(schema.serialize().size)
         #: What is left free in front of a large batch, so that its values are aligned; learnt from the last.
         self._lead = 0
+        self._last: _Written | None = None
+        self._is_flat = all(map(_is_flat, schema.types))
         self._row_bytes = None if self.streams else _row_bytes(schema)
         self._viewing = [index for index, field in enumerate(schema) if has_views(field.type)]
 
@@ -82,13 +117,30 @@ class BatchWriter:
         return size if size < _SERIALIZE_BELOW else size + self._schema_bytes + _VALUES_ALIGNMENT
 
     def message(self, batch: pa.RecordBatch) -> memoryview | None:
-        """Return what a body for a small batch holds, to be copied into one of that length; of kind IPC.
+        """Return all that a body of kind IPC for a small batch holds, if its rows all have the same size.
 
-        ``None``: it is not small, or its size does not follow from its rows; see `size` and `write`.
+        ``None``: see `pieces`.
         """
         if self._row_bytes is None or batch.num_rows * self._row_bytes >= _SERIALIZE_BELOW:
             return None
         return memoryview(batch.serialize()).cast("B")
+
+    def pieces(self, batch: pa.RecordBatch) -> Pieces | None:
+        """Return what a body for a large batch of numbers without nulls holds, if the last had as many rows.
+
+        ``None``: see `size` and `write`.
+        """
+        last, rows = self._last, batch.num_rows
+        if last is None or last.rows != rows:
+            return None
+        pieces = [(last.skip, last.metadata)]
+        for column, start in zip(batch.columns, last.starts, strict=True):
+            if column.null_count:
+                return None
+            width = column.type.byte_width
+            values = memoryview(column.buffers()[1]).cast("B")
+            pieces.append((start, values[column.offset * width : (column.offset + rows) * width]))
+        return Pieces(last.size, last.skip, pieces)
 
     def write(self, batch: pa.RecordBatch, body: memoryview) -> int:
         """Copy ``batch`` into ``body``, which has `size` bytes; one copy.
@@ -114,7 +166,23 @@ class BatchWriter:
         skip = lead + self._schema_bytes
         metadata = int.from_bytes(body[skip + 4 : skip + 8], "little")
         self._lead = -(self._schema_bytes + 8 + metadata) % _VALUES_ALIGNMENT
+        self._last = self._written(batch, body, skip) if self._is_flat and lead == self._lead else None
         return skip
+
+    def _written(self, batch: pa.RecordBatch, body: memoryview, skip: int) -> _Written | None:
+        if any(column.null_count for column in batch.columns):
+            return None
+        data = pa.py_buffer(body)
+        written = pa.ipc.read_record_batch(pa.ipc.read_message(data.slice(skip)), self._schema)
+        starts = [column.buffers()[1].address - data.address for column in written.columns]
+        metadata = memoryview(bytes(body[skip : min(starts)]))
+        return _Written(batch.num_rows, len(body), skip, metadata, starts)
+
+
+def _is_flat(type_: pa.DataType) -> bool:
+    """Whether values of a type are numbers to Arrow, side by side in one buffer."""
+    types = pa.types
+    return bool(types.is_integer(type_) or types.is_floating(type_) or types.is_timestamp(type_))
 
 
 def _row_bytes(schema: pa.Schema) -> int | None:

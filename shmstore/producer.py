@@ -180,10 +180,12 @@ class Producer:
         try:
             declared, batch = self._check_batch(batch)
             message = declared.writer.message(batch)
-            if message is not None and len(message) <= _easy_bytes(ring):
-                sizes = [(batch, len(message))]
+            pieces = declared.writer.pieces(batch) if message is None else None
+            size = pieces.size if pieces is not None else len(message or b"")
+            if size and size <= _easy_bytes(ring):
+                sizes = [(batch, size)]
             else:
-                sizes, message = self._cut(batch, declared, ring), None
+                sizes, message, pieces = self._cut(batch, declared, ring), None, None
         except ShmStoreError:
             ring.count_rejected(batch.num_rows)
             raise
@@ -194,10 +196,13 @@ class Producer:
             if body is None:
                 return None
             step("producer.reserved")
-            if message is None:
-                skip = declared.writer.write(part, body)
-            else:
+            if message is not None:
                 body[:], skip = message, 0
+            elif pieces is not None:
+                pieces.copy(body)
+                skip = pieces.skip
+            else:
+                skip = declared.writer.write(part, body)
             body.release()
             step("producer.body_written")
             left -= part.num_rows

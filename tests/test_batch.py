@@ -68,6 +68,45 @@ def test_a_batch_comes_back_from_its_body(memory: memoryview, rows: int) -> None
         del found
 
 
+def test_large_batches_of_numbers_come_back_one_after_the_other(memory: memoryview) -> None:
+    """The second and later ones of a size are copied into what the first became."""
+    schema = pa.schema([("n", pa.int64()), ("b", pa.uint8()), ("f", pa.float32()), ("t", pa.timestamp("us"))])
+    rng = np.random.default_rng(1)
+    quick = []
+    writer = BatchWriter(schema)
+    for turn, rows in enumerate(
+        [30_000, 30_000, 30_000, 30_000, 20_001, 20_001, 20_001, 30_000, 30_000, 30_000]
+    ):
+        numbers = rng.integers(-(2**40), 2**40, rows + 10)
+        null = pa.array(numbers, mask=numbers == numbers[7]) if turn in (3, 6) else pa.array(numbers)
+        columns = [
+            null,
+            pa.array(numbers.astype(np.uint8)),
+            pa.array(numbers.astype(np.float32)),
+            pa.array(numbers).cast(pa.timestamp("us")),
+        ]
+        batch = pa.RecordBatch.from_arrays(columns, schema=schema).slice(turn, rows)
+        assert writer.message(batch) is None
+        pieces = writer.pieces(batch)
+        quick.append(pieces is not None)
+        memory[:] = b"\xaa" * len(memory)
+        if pieces is None:
+            body = memory[: writer.size(batch)]
+            skip = writer.write(batch, body)
+        else:
+            body, skip = memory[: pieces.size], pieces.skip
+            pieces.copy(body)
+        found = read_ipc(body, skip, schema, rows)
+        assert found.equals(batch)
+        values = found.column(0).buffers()[1].address
+        address = np.frombuffer(memory, np.uint8).__array_interface__["data"][0]
+        assert pieces is None or (values - address) % 64 == 0
+        del found
+    assert quick[:5] == [False, False, True, False, False]
+    assert not quick[6]
+    assert quick[-1]
+
+
 def test_a_slice_takes_its_own_rows_only() -> None:
     writer = BatchWriter(SCHEMA)
     assert writer.size(batch_of(50_000).slice(10, 5)) < 4096
