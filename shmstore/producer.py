@@ -505,6 +505,7 @@ class Producer:
     def stats(self) -> ProducerStats:
         """Return this producer's counts; reads shared memory only, and waits for no `put` under way."""
         ring = self._attach().ring
+        used = ring.used
         return ProducerStats(
             instrument_id=self.instrument_id,
             accepted=ring.sealed_rows + ring.dropped_rows + ring.rejected_rows,
@@ -516,7 +517,8 @@ class Producer:
             waits=self._waits,
             wait_ns=self._wait_ns,
             ring_bytes=ring.capacity,
-            ring_bytes_used=ring.used,
+            ring_bytes_used=used,
+            released_bytes=ring.position - used,
         )
 
     def close(self) -> None:

@@ -161,7 +161,8 @@ def _require(condition: bool) -> None:
         raise ValueError
 
 
-def _spelled(size: int) -> str:
+def spelled(size: int) -> str:
+    """Return a size as text with the largest unit that divides it; `size_in_bytes` reads it back."""
     for unit, name in ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
         if size >= unit and size % unit == 0:
             return f"{size // unit} {name}"
@@ -189,7 +190,7 @@ def _size(low: int, high: int, *, optional: bool = False) -> Setting:
             return None
         return _whole(size_in_bytes(raw) if isinstance(raw, str) else raw, low, high)
 
-    accepts = f"a size from {_spelled(low)} to {_spelled(high)}: a number of bytes, or text such as '64MiB'"
+    accepts = f"a size from {spelled(low)} to {spelled(high)}: a number of bytes, or text such as '64MiB'"
     return Setting(accepts + (", or 'none'" if optional else ""), check, str, optional)
 
 

@@ -48,6 +48,9 @@ class ProducerStats(_Counts):
         How long in total, in nanoseconds.
     ring_bytes, ring_bytes_used : int
         Capacity of the ring, and bytes in it that are not yet released.
+    released_bytes : int
+        Bytes of the ring that were given back so far, headers and padding included: what lay there is
+        committed. With ``ring_bytes_used`` added, where the newest slot ends.
     """
 
     instrument_id: str
@@ -61,6 +64,7 @@ class ProducerStats(_Counts):
     wait_ns: int = 0
     ring_bytes: int = 0
     ring_bytes_used: int = 0
+    released_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 
 from shmstore._version import __version__
-from shmstore.cli import bench, demo, doctor, info, ingest, record, recover, verify
+from shmstore.cli import bench, demo, doctor, info, ingest, record, recover, tune, verify
 from shmstore.cli.exits import LOSS, exit_code
 from shmstore.cli.options import Parser
 from shmstore.cli.screen import Screen
@@ -66,6 +66,6 @@ def _parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"shmstore {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
-    for command in (demo, record, ingest, info, verify, recover, doctor, bench):
+    for command in (demo, record, ingest, info, verify, recover, tune, bench, doctor):
         command.add_parser(commands)
     return parser

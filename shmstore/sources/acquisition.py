@@ -142,7 +142,7 @@ class Acquisition:
         """
         deadline_s = time.monotonic() + _START_TIMEOUT_S
         # Ctrl-C goes to the whole process group: it is for us alone. A blocked signal stays so across exec.
-        with _signals_blocked():
+        with signals_blocked():
             for member in self._members:
                 member.start()
         waiting = list(self._members)
@@ -287,7 +287,8 @@ def _run(line: Connection, prepare: Prepare, rate_hz: float, producers: Mapping[
 
 
 @contextmanager
-def _signals_blocked() -> Iterator[None]:
+def signals_blocked() -> Iterator[None]:
+    """Have what is started within this context not take the signals of a terminal."""
     # Its first start unblocks both signals in this thread: have that behind us.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
