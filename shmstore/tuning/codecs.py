@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -40,9 +40,12 @@ CANDIDATES = (
     ("bitshuffle:lz4", (None,), "auto"),
     ("bitshuffle:zstd", (1, 3), "auto"),
 )
-CHUNK_SIZES = (256 << 10, 1 << 20, 4 << 20)
+CHUNK_SIZES = (64 << 10, 256 << 10, 1 << 20, 4 << 20)
+_SIZES_TRIED = 3
 #: What each is tried on: some chunks of every size, 30 ms of gzip level 1.
 _PROBE_BYTES = 16 << 20
+#: A stream of this share of all bytes is always among what is compressed.
+_STANDS_ALONE = 0.05
 #: Every stream is looked at once, even if that takes so many times what is meant to be spent.
 _PATIENCE = 5
 #: Sizes that differ by less are the same, so that 1 KB of a megabyte does not keep a codec in the race.
@@ -110,7 +113,7 @@ def candidate_points(point: Point, fixed: Sequence[str], largest_chunk: int) -> 
     largest_chunk
         No chunk is larger, in bytes; one size is always tried.
     """
-    sizes: list[int | None] = [size for size in CHUNK_SIZES if size <= largest_chunk] or [CHUNK_SIZES[0]]
+    sizes: list[int | None] = [*chunk_sizes(largest_chunk)]
     if "chunk_bytes" in fixed:
         sizes = [point.chunk_bytes]
     found = []
@@ -127,6 +130,17 @@ def candidate_points(point: Point, fixed: Sequence[str], largest_chunk: int) -> 
     if "compression" in fixed and not found:  # one that is not in the list: as it was asked for
         found = [point]
     return [replace(made, chunk_bytes=size) for made in dict.fromkeys(found) for size in sizes]
+
+
+def chunk_sizes(largest: int) -> list[int]:
+    """Return the sizes of chunks to try: the largest that are no larger, or else the smallest of all.
+
+    Examples
+    --------
+    >>> chunk_sizes(1 << 20), chunk_sizes(0)
+    ([65536, 262144, 1048576], [65536])
+    """
+    return [size for size in CHUNK_SIZES if size <= largest][-_SIZES_TRIED:] or [CHUNK_SIZES[0]]
 
 
 def _same_codec(one: Point, other: Point) -> bool:
@@ -175,64 +189,75 @@ def measure(point: Point, values: Sequence[Values], limit_s: float) -> CodecFigu
     codec = point.codec
     if codec.name == "none":
         return CodecFigures(point, _UNTOUCHED_MB_S, 1.0)
-    total = sum(items.nbytes for _, items in values)
-    tallies: dict[str, _Tally] = {}
+    portions = _portions(values, point.chunk_bytes or chunking.LARGEST)
     began_s = time.monotonic()
-    for number, chunk in _chunks(values, point.chunk_bytes or chunking.LARGEST):
-        stream, items = values[number]
-        encode = codec.encoder(stream.numpy_dtype.itemsize, chunk.nbytes)
-        if encode is None:
-            raise BrokenError(f"{codec} has no encoder")
-        if not tallies:
-            encode(chunk)  # the first call imports the library and makes the scratch memory
-        known = tallies.get(stream.path)
-        passed_s = time.monotonic() - began_s
-        if passed_s > limit_s and (known is not None or passed_s > _PATIENCE * limit_s) and tallies:
-            break
-        tally = tallies.setdefault(stream.path, _Tally(items.nbytes / total))
-        cpu_s = time.thread_time()
-        payload = encode(chunk).payload
-        tally.seconds += time.thread_time() - cpu_s
-        tally.taken_in += chunk.nbytes
-        tally.given_out += len(payload)
-    share = sum(each.share for each in tallies.values())
-    size = sum(each.share * each.given_out / each.taken_in for each in tallies.values()) / share
-    seconds = sum(each.share * each.seconds / each.taken_in for each in tallies.values()) / share
+    for turn in range(max(portion.count for portion in portions)):
+        for portion in portions:
+            passed_s = time.monotonic() - began_s
+            # Every portion is looked at once, or those that are not would be missing from the figures.
+            if passed_s > limit_s * (1 if turn else _PATIENCE) and portions[0].taken_in:
+                break
+            if turn < portion.count:
+                _encode(codec, portion, turn)
+    seen = [portion for portion in portions if portion.taken_in]
+    share = sum(portion.share for portion in seen)
+    size = sum(each.share * each.given_out / each.taken_in for each in seen) / share
+    seconds = sum(each.share * each.seconds / each.taken_in for each in seen) / share
     return CodecFigures(point, 1 / max(seconds * 1e6, 1e-9), size)
 
 
 @dataclass(slots=True)
-class _Tally:
-    """What one stream's chunks came to; ``share`` is the stream's part of all bytes."""
+class _Portion:
+    """Some chunks of a stream, evenly spaced, and what they came to.
 
+    Attributes
+    ----------
+    share : float
+        Bytes of all the streams that it stands for.
+    """
+
+    values: Values
+    rows: int
+    count: int
     share: float
     seconds: float = 0.0
     taken_in: int = 0
     given_out: int = 0
 
 
-def _chunks(values: Sequence[Values], chunk_bytes: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-    """Yield chunks with the number of their stream, from each as many as is its share, evenly spaced.
-
-    First one of each, then in turns: whoever stops early has seen all of them.
-    """
+def _portions(values: Sequence[Values], chunk_bytes: int) -> list[_Portion]:
+    """Divide what is compressed among the streams; of hundreds of narrow ones, some stand for all."""
     total = sum(items.nbytes for _, items in values)
-    owed = 0.0
-    places: list[tuple[float, int, int, int]] = []
-    for number, (stream, items) in enumerate(values):
-        rows = min(chunking.items_per_chunk(stream.item_bytes, chunk_bytes), len(items))
-        size = rows * stream.item_bytes
-        if not size:
-            continue
-        owed += _PROBE_BYTES * items.nbytes / total
-        # Hundreds of narrow columns: each has less than a chunk's share, so some stand for all.
-        count = min(max(int(owed / size), 0 if places else 1), len(items) // rows)
-        owed -= count * size
-        for turn in range(count):
-            start = (len(items) - rows) * turn // max(1, count - 1)
-            places.append((turn / count, number, start, rows))
-    for _, number, start, rows in sorted(places):
-        yield number, np.ascontiguousarray(values[number].items[start : start + rows])
+    least = min(_STANDS_ALONE * total, max(items.nbytes for _, items in values))
+    portions: list[_Portion] = []
+    pending = 0.0
+    for each in values:
+        rows = min(chunking.items_per_chunk(each.stream.item_bytes, chunk_bytes), len(each.items))
+        size = rows * each.stream.item_bytes
+        pending += each.items.nbytes
+        wanted = int(_PROBE_BYTES * pending / total / size)
+        if wanted or each.items.nbytes >= least:
+            count = min(max(1, wanted), len(each.items) // rows)
+            portions.append(_Portion(each, rows, count, pending))
+            pending = 0.0
+    portions[-1].share += pending
+    return portions
+
+
+def _encode(codec: Codec, portion: _Portion, turn: int) -> None:
+    (stream, items), rows = portion.values, portion.rows
+    start = (len(items) - rows) * turn // max(1, portion.count - 1)
+    chunk = np.ascontiguousarray(items[start : start + rows])
+    encode = codec.encoder(stream.numpy_dtype.itemsize, chunk.nbytes)
+    if encode is None:
+        raise BrokenError(f"{codec} has no encoder")
+    if not turn:
+        encode(chunk)  # the first call imports the library and makes the scratch memory
+    cpu_s = time.thread_time()
+    payload = encode(chunk).payload
+    portion.seconds += time.thread_time() - cpu_s
+    portion.taken_in += chunk.nbytes
+    portion.given_out += len(payload)
 
 
 def worth_recording(figures: Sequence[CodecFigures], most: int) -> list[CodecFigures]:

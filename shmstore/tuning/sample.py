@@ -16,7 +16,7 @@ import pyarrow.ipc
 
 from shmstore.sources.files import InputError, Source
 
-#: Enough for 16 chunks of 4 MiB, the largest that is tried; small beside any machine's memory.
+#: At least 16 chunks of 4 MiB, the largest that is tried; small beside any machine's memory.
 SAMPLE_BYTES = 64 << 20
 #: Batches beyond this are cut, as a producer would have to that puts them into a small ring.
 _BATCH_BYTES = 4 << 20

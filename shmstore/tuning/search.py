@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shmstore.settings import MIB
-from shmstore.tuning.codecs import CHUNK_SIZES
+from shmstore.tuning.codecs import CHUNK_SIZES, chunk_sizes
 from shmstore.tuning.goal import Goal, amount
 from shmstore.tuning.point import Point
 from shmstore.tuning.trial import Figures
@@ -48,7 +48,7 @@ class Bounds:
             cores = len(os.sched_getaffinity(0))
             found = () if point.codec.name == "none" else sorted({1, cores // 2, cores + 1} - {0, cores})
         elif setting == "chunk_bytes":
-            found = [size for size in CHUNK_SIZES if size <= self.largest_chunk]
+            found = chunk_sizes(self.largest_chunk)
         elif setting == "ring_bytes":
             found = [size for size in _RINGS if self.smallest_ring <= size <= self.largest_ring]
         elif setting == "commit_bytes":

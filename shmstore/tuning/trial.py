@@ -24,7 +24,7 @@ from shmstore.tuning.crew import Crew, Order, Report
 from shmstore.tuning.point import Point
 
 #: Of what is free on the disk, one recording without a pace takes at most this share, and at most so much.
-_DISK_SHARE, _MOST_BYTES = 0.25, 1024 * MIB
+_DISK_SHARE, _MOST_BYTES = 0.25, 2048 * MIB
 #: How often the rings are looked at, in seconds; each asks the writer.
 _WATCH_S = 0.2
 

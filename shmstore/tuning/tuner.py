@@ -16,8 +16,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
+from shmstore import chunking
 from shmstore.bench.harness import warm_up
 from shmstore.bench.limits import PwriteLoop
+from shmstore.bench.streams import total_bytes
 from shmstore.config import StorageConfig
 from shmstore.errors import StorageError, storage_error
 from shmstore.layout import Layout
@@ -28,7 +30,7 @@ from shmstore.tuning.crew import Crew, Stopped
 from shmstore.tuning.front import front
 from shmstore.tuning.goal import HEADROOM, Goal, amount, lacking_mb_s
 from shmstore.tuning.point import Point
-from shmstore.tuning.sample import Sample, take_sample
+from shmstore.tuning.sample import SAMPLE_BYTES, Sample, take_sample
 from shmstore.tuning.search import SETTINGS, Bounds, Choice, Search, planned
 from shmstore.tuning.trial import Figures, Stage
 
@@ -40,9 +42,10 @@ _ALONE_SHARE, _ALONE_S = 0.25, 0.5
 _SHORTEST_S, _LONGEST_S = 0.3, 5.0
 #: What brings the machine's memory and the imports of all processes up; its figures are not used.
 _WARM_UP_S = 0.3
-#: A sample of less than so many bytes repeats within few chunks: sizes come out too small.
-_SMALL_SAMPLE = 8 << 20
+#: With fewer chunks of each column, rows repeat within a chunk, and the last one weighs too much.
 _LEAST_CHUNKS = 4
+#: Of wide tables a sample may be larger, for so many chunks of this size in each column, and up to this.
+_NARROW_CHUNK, _LARGEST_SAMPLE = 256 << 10, 512 << 20
 #: What rings may take of the shared memory that is free, and batches that one must hold.
 _RING_SHARE, _RING_BATCHES = 0.5, 4
 #: What writes more than this share of what the disk alone takes is held up by the disk.
@@ -260,7 +263,9 @@ class Tuner:
             folder = self._work_folder()
             made.callback(shutil.rmtree, folder, ignore_errors=True)
             self.tell(f"reading a sample of {self.source.name}")
-            self.sample = take_sample(self.source, folder / "sample.arrows", stopped=self.stopped)
+            columns = sum(len(column.streams) for column in self._layout.columns)
+            most = min(_LARGEST_SAMPLE, max(SAMPLE_BYTES, _LEAST_CHUNKS * _NARROW_CHUNK * columns))
+            self.sample = take_sample(self.source, folder / "sample.arrows", most, self.stopped)
             self._stop_if_asked()
             crew = made.enter_context(Crew(self.sample.path, self.producers, self.stopped))
             recordings = folder / "recordings"
@@ -295,8 +300,11 @@ class Tuner:
         began_s = time.monotonic()
         end_s = began_s + seconds
         base = Point.of(StorageConfig(**self.fixed), self._stage.instrument_id)
-        values = values_of(self.sample.batches(), self._layout)
-        largest = max((each.items.nbytes for each in values), default=0) // _LEAST_CHUNKS
+        batches = self.sample.batches()
+        part = batches[: max(1, len(batches) * SAMPLE_BYTES // max(SAMPLE_BYTES, self.sample.nbytes))]
+        values = values_of(part, self._layout)
+        widest = max((each.items.nbytes for each in values), default=0) * len(batches) // len(part)
+        largest = widest // _LEAST_CHUNKS
         points = candidate_points(base, tuple(self.fixed), largest) if values else [base]
         limit_s = min(_ALONE_S, seconds * _ALONE_SHARE / len(points))
         alone = []
@@ -338,7 +346,7 @@ class Tuner:
             chosen,
             search.choices,
             disk_mb_s,
-            self._notes(values_found=bool(values)),
+            self._notes(chosen, len(values)),
             time.monotonic() - began_s,
         )
 
@@ -389,12 +397,14 @@ class Tuner:
 
     def _disk_alone(self) -> float:
         self.tell("writing the sample to the disk, bare")
-        bare = PwriteLoop(self.sample, self.sample.count, self._stage.folder, 1.0)
+        count = max(1, self.sample.count * SAMPLE_BYTES // max(SAMPLE_BYTES, self.sample.nbytes))
+        nbytes = total_bytes(self.sample, count)
+        bare = PwriteLoop(self.sample, count, self._stage.folder, 1.0)
         try:
-            warm_up(self._stage.folder, self.sample.nbytes)
+            warm_up(self._stage.folder, nbytes)
             began_s = time.monotonic()
             bare.run()
-            return self.sample.nbytes / 1e6 / (time.monotonic() - began_s)
+            return nbytes / 1e6 / (time.monotonic() - began_s)
         finally:
             bare.abandon()
 
@@ -406,12 +416,15 @@ class Tuner:
             largest_ring=int(free * _RING_SHARE / self.producers),
         )
 
-    def _notes(self, *, values_found: bool) -> list[str]:
+    def _notes(self, chosen: Figures, streams: int) -> list[str]:
         notes = []
-        if self.sample.nbytes < _SMALL_SAMPLE:
+        together = streams * (chosen.point.chunk_bytes or chunking.largest_bytes(streams))
+        known = min(self.sample.nbytes, chosen.nbytes)
+        if known < _LEAST_CHUNKS * together:
             notes.append(
-                f"the data hold {self.sample.nbytes / 1e6:,.3g} MB only, which repeat within a chunk or a "
-                "few: with more of them sizes may be larger"
+                f"sizes are rough: the sample has {amount(self.sample.nbytes / 1e6)} MB and the recording "
+                f"had {amount(chosen.nbytes / 1e6)}, and one chunk of each column is "
+                f"{amount(together / 1e6)} MB; give more data, or more --seconds"
             )
         texts = [
             column.name
@@ -424,7 +437,7 @@ class Tuner:
                 f"no codec compresses {named}: HDF5 keeps such text itself; --set strings=packed is smaller "
                 "and faster"
             )
-        if not values_found:
+        if not streams:
             notes.append("there is nothing else in the data, so codecs were not compared")
         return notes
 

@@ -93,7 +93,7 @@ def test_bounds_keep_out_what_does_not_fit() -> None:
     machine = Machine()
     searched(machine, Goal("rate"), bounds=Bounds(MIB, 32 * MIB, 128 * MIB))
     assert {point.ring_bytes for point in machine.points} == {64 * MIB}
-    assert {point.chunk_bytes for point in machine.points} == {None, MIB // 4, MIB}
+    assert {point.chunk_bytes for point in machine.points} == {None, MIB // 16, MIB // 4, MIB}
 
 
 @pytest.mark.parametrize("kind", ["rate", "latency"])

@@ -63,7 +63,6 @@ def test_tunes_and_checks(output_dir: Path) -> None:
     assert check.figures.p99_ms is not None
     assert told[0].startswith("reading a sample of ")
     assert any(text.startswith("recording ") for text in told)
-    assert "repeat within a chunk" in tuning.notes[0]  # 4 MB
 
 
 def test_a_rate_that_nothing_holds_is_told_with_what_would(output_dir: Path) -> None:
@@ -80,13 +79,13 @@ def test_a_rate_that_nothing_holds_is_told_with_what_would(output_dir: Path) -> 
 
 
 def test_what_is_fixed_is_not_varied(output_dir: Path) -> None:
-    fixed = {"compression": "zstd", "ring_bytes": 2 * MIB, "strings": "packed"}
+    fixed = {"compression": "zstd", "ring_bytes": 2 * MIB, "strings": "packed", "chunk_bytes": MIB}
     path = write_data(output_dir / "run.parquet", 50_000, note=["x"] * 50_000)
     with tuner(output_dir, path, fixed) as (made, _):
         tuning = made.tune(Goal("size"), 2.0)
     assert {each.point.codec.name for each in tuning.alone} == {"zstd"}
     assert {figures.point.ring_bytes for figures in tuning.figures} == {2 * MIB}
-    assert not any("no codec compresses" in note for note in tuning.notes)
+    assert [note.partition(":")[0] for note in tuning.notes] == ["sizes are rough"]  # no text is left out
 
 
 def test_latency_is_measured_at_a_pace(output_dir: Path) -> None:
