@@ -19,6 +19,8 @@ Place: TypeAlias = tuple[float, float]
 _CLOUD, _FRONT, _CHOSEN = "#9aa7b3", COLOURS[0], COLOURS[1]
 #: Files larger by this factor than all that counts are told, not drawn.
 _TALLEST = 1.6
+#: Sizes that differ by more than this factor go on a logarithmic axis.
+_WIDE = 3.0
 #: Where a name may stand beside its dot, the best place first.
 _OFFSETS = (
     ((7, 4), "left", "bottom"),
@@ -133,15 +135,24 @@ def _line(axes: Any, places: Sequence[Place]) -> None:
         axes.plot(*zip(*places, strict=True), **style)
 
 
-def _finish(axes: Any, names: Sequence[tuple[str, Place]]) -> None:
-    """Scale the axes, then write each name once, where it covers nothing that was written before."""
+def _plain_logarithms(axis: Any) -> None:
+    """Write 1, 2, 3, 5, 7, 10 on a logarithmic axis, and no powers."""
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    axis.set_major_formatter(ScalarFormatter())
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _finish(axes: Any, names: Sequence[tuple[str, Place]]) -> None:
+    """Scale the axes, then write each name once, where it covers nothing that was written before."""
     axes.margins(x=0.15, y=0.15)
+    axes.set_xscale("log")
+    _plain_logarithms(axes.xaxis)
+    low, high = axes.dataLim.intervaly
+    if math.isfinite(high) and high > _WIDE * low > 0:
+        axes.set_yscale("log")
+        _plain_logarithms(axes.yaxis)
     figure = axes.figure
     figure.canvas.draw()  # from here on it is known where things are
     renderer = figure.canvas.get_renderer()

@@ -19,7 +19,8 @@ from shmstore.tuning.trial import Figures
 
 #: What is varied after the codec, in the order of what it changes.
 SETTINGS = ("codec_threads", "chunk_bytes", "ring_bytes", "commit_bytes", "commit_interval_ms")
-_SECOND_LOOKS = 2
+#: Once more: the best codec, and a value or two that looked better.
+_SECOND_LOOKS = 3
 _RINGS = (16 * MIB, 64 * MIB, 256 * MIB)
 _COMMITS = (4 * MIB, 16 * MIB, 64 * MIB)
 _INTERVALS_MS = (5.0, 20.0, 50.0)
@@ -139,6 +140,12 @@ class Search:
             if not found or self.time_left():
                 found.append(self._measure(point))
         best = self.goal.best(found)
+        if len(found) > 1 and self.time_left():
+            # What follows is held against it, and should not have a lucky moment to beat.
+            place = next(number for number, each in enumerate(found) if each is best)
+            found[place] = self._worse(best, self.record(best.point))
+            self.figures[self.figures.index(best)] = found[place]
+            best = self.goal.best(found)
         self.choices["codec"] = Choice("codec", self._why_codec(best, found, len(points)), len(found) > 1)
         return best
 
@@ -167,10 +174,11 @@ class Search:
         """Record a challenger once more, if there is time; of the two figures the worse one counts."""
         if not self.time_left():
             return challenger
-        again = self.record(challenger.point)
-        worse = challenger if self.goal.better(again, challenger) else again
-        self.figures[-1] = worse
+        self.figures[-1] = worse = self._worse(challenger, self.record(challenger.point))
         return worse
+
+    def _worse(self, one: Figures, other: Figures) -> Figures:
+        return one if self.goal.better(other, one) else other
 
     # -- sentences -------------------------------------------------------------------------------------------
 
