@@ -283,6 +283,8 @@ class _Shift:
         while self._open and time.monotonic() < until_s:
             time.sleep(_LOOK_S)
             self._note(self._producer.stats().released_bytes)
+        # What waits longer waits at least so long.
+        report.latencies_s += [time.monotonic() - sealed_s for _, sealed_s in self._open]
         return report
 
     def _due(self, batches: Sequence[pa.RecordBatch]) -> Iterator[tuple[float, pa.RecordBatch]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,7 +160,8 @@ class Stage:
             watch = _Watch(storage)
             began_s = time.monotonic()
             reports = self.crew.run(watch.look if bytes_per_s else lambda: None)
-            put_s = time.monotonic()
+            # At a pace they wait for the last commit, too.
+            put_s = began_s + max(report.seconds for report in reports)
             with contextlib.suppress(IncompleteFileError):  # what was dropped is among the figures
                 storage.close()
             closed_s = time.monotonic()
@@ -177,7 +178,7 @@ class Stage:
             seconds=closed_s - began_s,
             close_s=closed_s - put_s,
             high_water=min(1.0, storage.final_stats.ring_high_water / ring_bytes),
-            growth_mb_s=watch.growth(noise_bytes=2 * config.commit_bytes) / 1e6,
+            growth_mb_s=growth(watch.seen, put_s, noise_bytes=2 * config.commit_bytes) / 1e6,
             **_by_producers(reports, closed_s - began_s, paced=bytes_per_s is not None),
         )
 
@@ -196,14 +197,31 @@ class _Watch:
             self._due_s = now_s + _WATCH_S
             self.seen.append((now_s, self._storage.stats().ring_bytes_used))
 
-    def growth(self, noise_bytes: int) -> float:
-        """Return bytes a second: the slope of a line through the second half; 0 if that is within noise."""
-        half = self.seen[len(self.seen) // 2 :]
-        if len(half) < 3:
-            return 0.0
-        times, used = np.array(half, float).T
-        slope = float(np.polyfit(times - times[0], used, 1)[0])
-        return slope if slope * (times[-1] - times[0]) > noise_bytes else 0.0
+
+def growth(seen: Sequence[tuple[float, int]], until_s: float, noise_bytes: int) -> float:
+    """Return how fast the rings filled while producers put, in bytes a second.
+
+    Parameters
+    ----------
+    seen
+        Moments, and the bytes in use then.
+    until_s
+        When the last batch was put: from then on the rings only empty.
+    noise_bytes
+        What their use goes up and down by; what came to less counts as none.
+
+    Returns
+    -------
+    float
+        The slope of a line through the second half.
+    """
+    putting = [moment for moment in seen if moment[0] <= until_s]
+    half = putting[len(putting) // 2 :]
+    if len(half) < 3:
+        return 0.0
+    times, used = np.array(half, float).T
+    slope = float(np.polyfit(times - times[0], used, 1)[0])
+    return slope if slope * (times[-1] - times[0]) > noise_bytes else 0.0
 
 
 def _by_producers(reports: list[Report], clock_s: float, *, paced: bool) -> dict[str, Any]:

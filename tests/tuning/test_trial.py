@@ -18,7 +18,7 @@ from shmstore.sources.files import open_source
 from shmstore.tuning.crew import Crew, Order, Stopped
 from shmstore.tuning.point import Point
 from shmstore.tuning.sample import take_sample
-from shmstore.tuning.trial import Stage
+from shmstore.tuning.trial import Stage, growth
 
 MIB = 1 << 20
 FIXED: dict[str, Any] = {"ring_bytes": 4 * MIB}
@@ -74,6 +74,15 @@ def test_a_pace_beyond_the_machine_is_late(output_dir: Path) -> None:
         figures = ready.record(ready.config(POINT), POINT, 0.5, 1e12)
     assert figures.late_s > 0.1
     assert figures.high_water > 0.5
+
+
+def test_growth_is_what_rings_gain_while_producers_put() -> None:
+    filling = [(float(second), 10 * second * MIB) for second in range(11)]
+    emptying = [(10.0 + second, (100 - 50 * second) * MIB) for second in range(1, 3)]
+    assert growth([*filling, *emptying], 10.0, MIB) == pytest.approx(10 * MIB)
+    assert growth([*filling, *emptying], 10.0, 60 * MIB) == 0  # 50 MiB in five seconds are noise
+    assert growth([(float(second), (second % 2) * MIB) for second in range(20)], 20.0, MIB) == 0
+    assert growth(filling[:4], 10.0, MIB) == 0  # two moments are no trend
 
 
 def test_drops_are_counted(output_dir: Path) -> None:
