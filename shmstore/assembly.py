@@ -338,7 +338,7 @@ class InstrumentAssembly:
         columns
             For each stream's path an array ``(batches, ...)``, the items of each batch contiguous.
         rows
-            Rows of all of them, at most `longest_run`.
+            Rows of all of them, at most `longest_run` if there are several.
         """
         intake = Intake(rows, self._taken, is_run=True)
         intake.items = dict(columns)

@@ -164,7 +164,8 @@ class Instrument:
 
     def longest_run(self, rows: int) -> int:
         """Return how many slots of so many rows `append_run` takes at most; 0: none."""
-        return self.assembly.longest_run // rows if rows else 0
+        longest = self.assembly.longest_run
+        return max(1, longest // rows) if rows and longest else 0
 
     def fitting(self, run: Run, follows: Follows) -> int:
         """Return how many slots of a run, from the first on, `append_run` can take; up to `longest_run`."""

@@ -68,8 +68,8 @@ _PRODUCER_LOCK = 0
 #: No position and no count comes this far: what does is damage, and sums with it would not fit their words.
 _IMPOSSIBLE = 1 << 62
 _WORD = (1 << 64) - 1
-#: A run has so many slots at least.
-_FEWEST_ALIKE = 2
+#: A run has so many slots at least; or one, if that is so large that no more are wanted at once.
+_FEWEST_ALIKE, _LARGE_BYTES = 2, 64 * 2**10
 _NUMBERS = np.arange(1024, dtype=np.uint64)
 
 
@@ -544,7 +544,8 @@ class Ring:
     def look_ahead(self, longest: Callable[[int, int], int], most_bytes: int) -> Run | None:
         """Look at the next slots, if two or more are alike: of one length, kind, schema, and number of rows.
 
-        Nothing is borrowed by that. ``None``: there are no two; what there is, :meth:`borrow` tells.
+        A large slot counts alone. Nothing is borrowed by that. ``None``: there are no such slots; what there
+        is, :meth:`borrow` tells.
 
         Parameters
         ----------
@@ -566,14 +567,17 @@ class Ring:
         stride = SLOT_HEADER_BYTES + align(words[place // 8 + 3])
         # A pad fills the lap: no slot follows it side by side.
         most = min(most_bytes, self.capacity - place) // stride
-        if most < _FEWEST_ALIKE or words[(place + stride) // 8 + 7] != (position + stride) ^ _SEAL:
+        fewest = _FEWEST_ALIKE
+        if stride >= _LARGE_BYTES:
+            most, fewest = max(most, 1), 1
+        elif most < fewest or words[(place + stride) // 8 + 7] != (position + stride) ^ _SEAL:
             return None
         header = self._header_at(position)
         if header is None or SLOT_HEADER_BYTES + align(header[3]) != stride:
             return None
         most = min(most, longest(header[6], header[5]))
-        slots = self._count_alike(header, stride, most) if most >= _FEWEST_ALIKE else 0
-        if slots < _FEWEST_ALIKE:
+        slots = self._count_alike(header, stride, most) if most >= fewest else 0
+        if slots < fewest:
             return None
         kind, _, sequence, length, row_start, rows, schema_id, skip = header
         exporter: npt.NDArray[np.uint8] = np.frombuffer(self._slots, np.uint8, slots * stride, place)

@@ -176,10 +176,13 @@ class ChunkAssembler:
     def append_run(self, items: Items) -> None:
         """Take the items of several batches in: ``(batches, ...)``, those of each batch contiguous.
 
-        A commit covers all of them or none, so they may be a chunk's worth at most.
+        A commit covers all of them or none, so several may be a chunk's worth at most.
         """
         self._begin_batch()
         each = items[0].nbytes // self._item_bytes
+        if len(items) == 1:
+            self._take(items[0].view(np.uint8), each)
+            return
         done = 0
         while done < len(items):
             count = min(len(items) - done, (self._chunk_items - self._filled) // each)

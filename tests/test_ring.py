@@ -814,6 +814,25 @@ def test_slots_that_are_alike_are_borrowed_together(ring: Ring) -> None:
     assert ring.used == 0
 
 
+def test_a_large_slot_is_a_run_by_itself(shared_folder: Path) -> None:
+    size = 64 * 1024
+    ring = Ring.create(shared_folder / "ring", 4 * size, 0)
+    for _ in range(3):
+        seal(ring, size, rows=2)
+    small = look_ahead(ring, most=1, most_bytes=100)
+    run = look_ahead(ring)
+    assert small is not None
+    assert run is not None
+    assert (small.slots, small.rows, bytes(small.first_body)) == (1, 2, body_of(0, size))
+    assert run.slots == 3
+    assert look_ahead(ring, most=0) is None
+    ring.borrow_run(small)
+    ring.release(small)
+    assert take(ring).sequence == 1
+    del small, run
+    ring.close()
+
+
 def test_who_looks_ahead_takes_nothing(ring: Ring) -> None:
     for _ in range(3):
         seal(ring, 10)

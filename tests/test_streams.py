@@ -312,6 +312,15 @@ def test_batches_taken_together_are_what_they_are_one_by_one(
         stage.close()
 
 
+def test_of_a_single_batch_whole_chunks_are_borrowed(stage: Stage) -> None:
+    assembler = stage.assembler(NUMBERS)
+    items = numbers(0, 3 * CHUNK + 1).reshape(1, -1)
+    assembler.append_run(items)
+    assert (assembler.total, stage.pipeline.submitted) == (3 * CHUNK + 1, 3)
+    assembler.finish()
+    np.testing.assert_array_equal(stage.read("n"), items[0])
+
+
 def test_no_commit_is_asked_for_while_buffers_are_free(stage: Stage) -> None:
     assembler = stage.assembler(NUMBERS)
     for number in range(3 * CHUNK):
