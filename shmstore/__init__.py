@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from shmstore.recoveryprocess import recover
     from shmstore.stats import InstrumentStats, ProducerStats, StorageStats
     from shmstore.storage import HDF5Storage
-    from shmstore.verification import VerifyReport, verify
+    from shmstore.verdict import VerifyReport
+    from shmstore.verificationprocess import verify
 
 # What needs pyarrow or h5py is imported when it is first asked for: `import shmstore` itself stays quick.
 _HOMES = {
@@ -52,13 +53,13 @@ _HOMES = {
     "RecoveryReport": "recovery",
     "StorageConfig": "config",
     "StorageStats": "stats",
-    "VerifyReport": "verification",
+    "VerifyReport": "verdict",
     "connect": "client",
     "describe": "inspection",
     "open": "reader",
     "read": "reader",
     "recover": "recoveryprocess",
-    "verify": "verification",
+    "verify": "verificationprocess",
 }
 
 __all__ = [

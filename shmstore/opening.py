@@ -157,6 +157,12 @@ def open_file(path: Path, *, live: bool = False) -> h5py.File:
     return file
 
 
+def wait_for_hdf5() -> None:
+    """Wait until no thread of this process is in HDF5: for ever, if one does not come back from it."""
+    with phil:
+        pass
+
+
 @contextmanager
 def naming(path: Path, what: str) -> Iterator[None]:
     """Turn what h5py raises within the block into an `IncompleteFileError` that names the file and the part.

@@ -53,7 +53,7 @@ from shmstore.steps import step
 from shmstore.superblock import read_superblock
 from shmstore.tailfile import TailFile
 from shmstore.tails import Tails
-from shmstore.verification import verify
+from shmstore.verification import Tell, verify
 from shmstore.writer import Writer
 
 #: How `verify` begins what it finds in the account.
@@ -121,11 +121,12 @@ def recover(
     *,
     shm_dir: str | os.PathLike[str] = "/dev/shm",
     progress: Progress | None = None,
+    tell: Tell | None = None,
 ) -> RecoveryReport:
     """Recover in this process, which HDF5 may take along if the disk refuses a write in the wrong place.
 
     Parameters, result and errors are those of `shmstore.recover`, which runs this in a process of its own;
-    but ``progress`` is called after each chunk.
+    but ``progress`` is called after each chunk, and ``tell`` told what is read, as by the verification.
     """
     path, folder = _find(Path(recording), Path(shm_dir))
     with contextlib.ExitStack() as held:
@@ -142,13 +143,13 @@ def recover(
             held.enter_context(_exclusive(journal, path))
             # Rings can be linked within their own filesystem only.
             work_dir = Path(shm_dir) if folder is None else folder.parent
-            report = _Recovery(path, left, work_dir, progress).run()
+            report = _Recovery(path, left, work_dir, progress, tell).run()
         elif _is_finished(path):
-            report = _as_it_is(path)
+            report = _as_it_is(path, tell)
             remove_recovery_folder(path)
         else:
             held.enter_context(_exclusive(path, path))
-            report = _salvaged(path, left, progress)
+            report = _salvaged(path, left, progress, tell)
         if left is not None:
             left.remove()
             step("recovery.session_removed")
@@ -256,21 +257,23 @@ def _is_finished(path: Path) -> bool:
         return not read_superblock(path).flags
 
 
-def _as_it_is(path: Path) -> RecoveryReport:
+def _as_it_is(path: Path, tell: Tell | None) -> RecoveryReport:
     """Report on a recording that was finished."""
-    verdict = verify(path)
+    verdict = verify(path, tell=tell)
     rows = {instrument.name: instrument.rows for instrument in verdict.instruments}
     return RecoveryReport(str(path), str(verdict.state), "nothing", rows, 0, tuple(verdict.problems))
 
 
-def _salvaged(path: Path, left: Session | None, progress: Progress | None) -> RecoveryReport:
+def _salvaged(
+    path: Path, left: Session | None, progress: Progress | None, tell: Tell | None
+) -> RecoveryReport:
     """Make a recording whole of whose journal nothing is known, and put it in its place."""
     if not path.exists():
         raise IncompleteFileError(
             f"{path} is gone, and the journal beside it is damaged: there is nothing to recover it from"
         )
     if _is_finished(path):
-        report = _as_it_is(path)
+        report = _as_it_is(path, tell)
         shutil.rmtree(recovery_folder(path), ignore_errors=True)
         return report
     beside = path_beside(path)
@@ -293,8 +296,8 @@ def _salvaged(path: Path, left: Session | None, progress: Progress | None) -> Re
         f"a ring cannot be read, it is kept in {path.name}.damaged: {reason}" for reason in waiting.unreadable
     ]
     try:
-        salvage(path, beside, committed, problems, progress)
-        verdict = verify(beside)
+        salvage(path, beside, committed, problems, progress, tell)
+        verdict = verify(beside, tell=tell)
         surprises = [text for text in verdict.problems if not text.startswith(_ACCOUNTING)]
         if surprises:
             raise IncompleteFileError(
@@ -379,11 +382,19 @@ def _has_name(fd: int, path: Path) -> bool:
 class _Recovery:
     """One recovery, from the wreck to the whole file."""
 
-    def __init__(self, path: Path, left: Session | None, shm_dir: Path, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        left: Session | None,
+        shm_dir: Path,
+        progress: Progress | None,
+        tell: Tell | None,
+    ) -> None:
         self._path = path
         self._left = left
         self._shm_dir = shm_dir
         self._progress = progress
+        self._tell = tell
         self._beside = path_beside(path)
         self._journal = recovery_folder(path) / "journal"
 
@@ -393,9 +404,9 @@ class _Recovery:
         checkpoint, contents = self._last_commit()
         chronicle = self._told(checkpoint)
         if chronicle is None:
-            return _salvaged(self._path, self._left, self._progress)
+            return _salvaged(self._path, self._left, self._progress, self._tell)
         if chronicle.finished:
-            report = _as_it_is(self._path)
+            report = _as_it_is(self._path, self._tell)
             remove_recovery_folder(self._path)
             return report
         _require_space(self._path)
@@ -460,7 +471,7 @@ class _Recovery:
             note_losses(self._beside, [loss.text for loss in lost])
         step("recovery.finished")
         problems = [*report["problems"], *(loss.text for loss in lost)]
-        verdict = verify(self._beside)
+        verdict = verify(self._beside, tell=self._tell)
         # What the account says is lost is no surprise; nor that a column cannot be read that is damaged.
         told = {_ACCOUNTING + problem for problem in problems}
         places = tuple(loss.place for loss in lost)

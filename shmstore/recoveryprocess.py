@@ -7,33 +7,24 @@ recovered is not known here.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import logging
 import os
 import re
-import subprocess
-import sys
-import tempfile
+import signal
+import threading
 import time
-import traceback
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict
+from typing import NoReturn
 
-from shmstore.control import error_reply, raise_error
-from shmstore.errors import BrokenError, ShmStoreError, StorageError, storage_error
+from shmstore.errors import BrokenError, StorageError, storage_error
+from shmstore.opening import wait_for_hdf5
 from shmstore.rebuilding import Progress
 from shmstore.recovery import RecoveryReport
 from shmstore.recovery import recover as recover_here
+from shmstore.watchedprocess import Say, Words, ask
 
-# -P keeps the working directory off sys.path: a stray numpy.py in a data folder must not be imported.
-_BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from shmstore.recoveryprocess import main; main()"
-)
 _ERRNO = re.compile(r"\berrno = (\d+)")
-#: Time between two words on the progress.
-_PROGRESS_S = 0.1
+#: Time between two looks at whether HDF5 has come back; in it, all processors together use seconds at most.
+_BEAT_S = 0.1
 
 
 def recover(
@@ -70,51 +61,29 @@ def recover(
     StorageError
         The disk or shared memory refuses.
     """
-    if not sys.executable:
-        raise BrokenError("this interpreter does not know its own executable: set sys.executable to recover")
-    paths = json.dumps([entry or str(Path.cwd()) for entry in sys.path])
-    # HDF5 has much to say on standard error when a disk fails; it is of use only if there is no answer.
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _BOOT, paths, os.fspath(recording), os.fspath(shm_dir)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            start_new_session=True,  # a Ctrl-C in the caller's terminal is for the caller
+
+    def hear(words: Words) -> None:
+        if progress is not None and "done" in words:
+            progress(words["done"], words["total"])
+
+    ending = ask(__name__, os.fspath(recording), os.fspath(shm_dir), hear=hear)
+    if ending.answer is not None:
+        return RecoveryReport(**ending.answer | {"problems": tuple(ending.answer["problems"])})
+    if ending.hung:
+        raise BrokenError(
+            f"the process that recovered {recording} was ended, as HDF5 came to no end in it"
+            f"{_while(ending.at)}: the file is damaged, and untouched: restore it from a copy, "
+            "or start again"
         )
-        try:
-            answer = _listen(process, progress)
-        except BaseException:
-            process.kill()
-            raise
-        finally:
-            code = process.wait()
-        errors.seek(0)
-        last_words = errors.read().decode(errors="replace").strip().splitlines()[-1:]
-    if "report" in answer:
-        report = answer["report"]
-        return RecoveryReport(**report | {"problems": tuple(report["problems"])})
-    if "error" in answer:
-        raise_error(**{{"error": "kind"}.get(key, key): value for key, value in answer.items()})
-    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    how = f"was killed by signal {-ending.code}" if ending.code < 0 else str(ending)
     raise BrokenError(
-        f"the process that recovered {recording} {how}, and can be started again"
-        + "".join(f": {line}" for line in last_words)
+        f"the process that recovered {recording} {how}{_while(ending.at)}, and can be started again"
+        + (f": {ending.last_line}" if ending.last_line else "")
     )
 
 
-def _listen(process: subprocess.Popen[bytes], progress: Progress | None) -> dict[str, Any]:
-    """Return the last word of the process: its report, or what went wrong; empty if it came to none."""
-    answer: dict[str, Any] = {}
-    if process.stdout is not None:
-        with process.stdout as lines:
-            for line in lines:
-                said = json.loads(line)
-                if "done" not in said:
-                    answer = said
-                elif progress is not None:
-                    progress(said["done"], said["total"])
-    return answer
+def _while(at: str) -> str:
+    return f" while it read {at}" if at else ""
 
 
 def _with_errno(error: Exception) -> Exception:
@@ -126,35 +95,23 @@ def _with_errno(error: Exception) -> Exception:
     return error
 
 
-def main() -> None:
-    """Recover what the command line names, and tell the caller on standard output; never returns."""
-    recording, shm_dir = sys.argv[2:4]
-    logging.disable()  # what was lost is in the report
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # nobody else may talk there
-    last = 0.0
+def _beat(say: Say) -> NoReturn:
+    """Keep the watch from ending this process as long as HDF5 comes back from each call."""
+    while True:
+        wait_for_hdf5()
+        say.alive()
+        time.sleep(_BEAT_S)
 
-    def say(**words: Any) -> None:
-        with contextlib.suppress(BrokenPipeError):  # whoever asked has gone: it is good to end what was begun
-            print(json.dumps(words), file=out, flush=True)
 
-    def progress(done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= _PROGRESS_S or done == total:
-            last = time.monotonic()
-            say(done=done, total=total)
-
-    code = 0
+def main(say: Say, recording: str, shm_dir: str) -> Words:
+    """Recover for whoever is told; in the process."""
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # if the caller has gone: it is good to end what was begun
+    threading.Thread(target=_beat, args=(say,), name="shmstore-beat", daemon=True).start()
     try:
-        report = recover_here(recording, shm_dir=shm_dir, progress=progress)
-        say(report={name: getattr(report, name) for name in report.__slots__})
-    except Exception as error:  # noqa: BLE001 (nothing is hidden: it is said to the caller's process)
+        report = recover_here(recording, shm_dir=shm_dir, progress=say.progress, tell=say)
+    except Exception as error:
         error = _with_errno(error)
         if isinstance(error, OSError) and not isinstance(error, StorageError):
             error = storage_error(error, "recover the recording", recording)
-        if not isinstance(error, ShmStoreError):
-            traceback.print_exc()
-        say(**error_reply(error))
-        code = 1
-    # Not through the interpreter's own end: HDF5 would write to a file that could not be written to.
-    os._exit(code)
+        raise error
+    return asdict(report)

@@ -23,7 +23,7 @@ from shmstore.reader import Recording
 from shmstore.rebuilding import Progress
 from shmstore.recorded import Instrument
 from shmstore.superblock import repair_superblock
-from shmstore.verification import verify
+from shmstore.verification import Tell, verify
 
 _BLOCK_BYTES = 8 << 20
 GONE = (
@@ -39,6 +39,7 @@ def salvage(
     committed: Mapping[str, int],
     problems: list[str],
     progress: Progress | None = None,
+    tell: Tell | None = None,
 ) -> None:
     """Finish a copy of a recording, as far as the file alone can tell.
 
@@ -54,6 +55,8 @@ def salvage(
         What else is known to be lost.
     progress
         Called with the bytes copied and those in all.
+    tell
+        Told what is read.
 
     Raises
     ------
@@ -65,7 +68,7 @@ def salvage(
     _copy(path, beside, progress)
     try:
         repair_superblock(beside)
-        verdict = verify(beside)
+        verdict = verify(beside, tell=tell)
         if verdict.problems:
             raise IncompleteFileError(f"{beside}: {verdict.problems[0]}")
     except IncompleteFileError as error:

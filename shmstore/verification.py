@@ -3,6 +3,8 @@
 Owns the checks and their report; what a check finds wrong is a line in it, and the next check goes on. Knows
 no session and no writer: a live file is looked at as any reader would. Memory is bounded by one chunk, and by
 one batch of one column.
+
+HDF5 does not survive every damage: it is told beforehand what is read next, for who watches from outside.
 """
 
 from __future__ import annotations
@@ -10,10 +12,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import h5py
 import numpy as np
@@ -28,8 +30,9 @@ from shmstore.reader import Recording
 from shmstore.recorded import Instrument
 from shmstore.schema import to_dict
 from shmstore.signature import crc32
+from shmstore.verdict import InstrumentVerdict, VerifyReport
 
-__all__ = ["InstrumentVerdict", "VerifyReport", "verify"]
+__all__ = ["verify"]
 
 #: Called with bytes done and bytes in all; stored bytes count twice, once as stored and once decoded.
 Progress = Callable[[int, int], None]
@@ -44,109 +47,39 @@ _MOST_NAMED = 8
 _GROWTH, _GROWTH_BYTES = 2, 1 << 16
 
 
-@dataclass(frozen=True, slots=True)
-class InstrumentVerdict:
-    """What was read of one instrument.
+class Tell(Protocol):
+    """Told one thing at a time while a file is verified, JSON-ready.
 
-    Attributes
-    ----------
-    name : str
-        Its id.
-    rows, columns : int
-        Rows that can be read, and columns.
-    chunks, bytes : int
-        Chunks of all its datasets, and the bytes that they have in the file.
+    ``at``: what is read next; ``state``: that of the recording; ``problem``, ``note``, ``instrument``: one
+    more of what will be in the report.
     """
 
-    name: str
-    rows: int
-    columns: int
-    chunks: int
-    bytes: int
+    def __call__(self, **words: Any) -> None:
+        """Be told."""
 
 
-@dataclass(frozen=True, slots=True)
-class VerifyReport:
-    """What `verify` found; ``str()`` is for people.
+def verify(
+    path: str | os.PathLike[str], progress: Progress | None = None, tell: Tell | None = None
+) -> VerifyReport:
+    """Verify in this process, which HDF5 may take along, or never return to, if the file is damaged.
 
-    Attributes
-    ----------
-    path : str
-        The file.
-    state : str
-        ``"recording"``, ``"complete"``, ``"partial"`` or ``"aborted"``.
-    instruments : tuple of InstrumentVerdict
-        In the order of their appearance.
-    problems : tuple of str
-        What is wrong, a line each, with its place.
-    notes : tuple of str
-        What is good to know and not wrong: a file without checksums, one that still grows.
-    """
-
-    path: str
-    state: str
-    instruments: tuple[InstrumentVerdict, ...]
-    problems: tuple[str, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.problems
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON-ready values."""
-        return {"path": self.path, "ok": self.ok, **asdict(self)}
-
-    def __str__(self) -> str:
-        lines = [f"{self.path}: {self.state}, {'ok' if self.ok else f'{len(self.problems)} problems'}"]
-        if self.instruments:
-            headings = ("instrument", "rows", "columns", "chunks", "bytes")
-            cells = [[f"{getattr(item, name):,}" for name in headings[1:]] for item in self.instruments]
-            first = max(len(headings[0]), *(len(item.name) for item in self.instruments))
-            lines.append("  ".join([f"  {headings[0]:{first}}", *(f"{name:>15}" for name in headings[1:])]))
-            for item, row in zip(self.instruments, cells, strict=True):
-                lines.append("  ".join([f"  {item.name:{first}}", *(f"{cell:>15}" for cell in row)]))
-        lines += [f"  problem: {text}" for text in self.problems]
-        lines += [f"  note: {text}" for text in self.notes]
-        return "\n".join(lines)
-
-
-def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> VerifyReport:
-    """Read all of a recording, and check what can be checked: finished, live, or left by a killed writer.
-
-    Every chunk is read as it is stored and compared with its checksum, if the file has them; every column is
-    decoded; rows, schemas and the account must agree. Blocks for as long as reading the file twice takes.
+    Parameters, result and errors are those of `shmstore.verify`, which runs this in a process of its own; but
+    ``progress`` is called after each chunk and each batch.
 
     Parameters
     ----------
     path
         The file.
     progress
-        Called with the bytes done and the bytes in all, after every chunk and every batch.
-
-    Returns
-    -------
-    VerifyReport
-        ``ok`` if nothing is wrong; damage to parts of the file is in ``problems``.
-
-    Raises
-    ------
-    StorageError
-        The system refuses: no such file, no permission; ``errno`` is kept.
-    IncompleteFileError
-        It is no shmstore recording, or damaged as a whole.
-
-    Examples
-    --------
-    >>> import pyarrow as pa, shmstore, tempfile
-    >>> with shmstore.HDF5Storage(output_dir=tempfile.mkdtemp()) as storage:
-    ...     sequence = storage.write_batch("probe", pa.record_batch({"volts": [1.5, 2.5]}))
-    >>> verify(storage.path).ok
-    True
+        Called with the bytes done and the bytes in all.
+    tell
+        Told what is read, before it is, and what was found.
     """
+    tell = tell or (lambda **words: None)
+    tell(at="the head of the file")
     with Recording(path) as recording:
-        return _Verification(recording, progress or (lambda done, total: None)).run()
+        tell(state=recording.state)
+        return _Verification(recording, progress or (lambda done, total: None), tell).run()
 
 
 class _Place(NamedTuple):
@@ -198,13 +131,16 @@ class _Verification:
         Open; borrowed.
     progress
         Told how far it is.
+    tell
+        Told what is read, and what was found.
     """
 
-    def __init__(self, recording: Recording, progress: Progress) -> None:
+    def __init__(self, recording: Recording, progress: Progress, tell: Tell) -> None:
         self._recording = recording
         self._opened = recording.opened
         self._path: Path = recording.path
         self._progress = progress
+        self._tell = tell
         self._problems: list[str] = []
         self._notes: list[str] = []
         self._damaged: set[tuple[str, int]] = set()
@@ -233,17 +169,17 @@ class _Verification:
                 self._check_rows(item, layout)
                 self._decode_columns(item, layout, own)
             cursors = [read[place.path] for place in own]
-            verdicts.append(
-                InstrumentVerdict(
-                    item.instrument_id,
-                    self._readable.get(item.instrument_id, 0),
-                    len(layout.columns) if layout else 0,
-                    sum(cursor.chunks for cursor in cursors),
-                    sum(cursor.bytes for cursor in cursors),
-                )
+            verdict = InstrumentVerdict(
+                item.instrument_id,
+                self._readable.get(item.instrument_id, 0),
+                len(layout.columns) if layout else 0,
+                sum(cursor.chunks for cursor in cursors),
+                sum(cursor.bytes for cursor in cursors),
             )
+            self._tell(instrument=asdict(verdict))
+            verdicts.append(verdict)
         if live:
-            self._notes.append(
+            self._note(
                 "it is being recorded, or its writer was killed (`shmstore doctor` tells which): columns may "
                 "differ in length by a chunk, and there is no account yet"
             )
@@ -259,6 +195,7 @@ class _Verification:
         )
 
     def _layout_of(self, instrument: Instrument) -> Layout | None:
+        self._tell(at=f"instrument {instrument.instrument_id!r}, layout")
         layout = instrument.layout
         if layout is None:  # nothing was recorded
             self._counted[instrument.instrument_id] = 0
@@ -273,7 +210,13 @@ class _Verification:
             return None
 
     def _problem(self, text: str) -> None:
-        self._problems.append(text.removeprefix(f"{self._path}: "))
+        text = text.removeprefix(f"{self._path}: ")
+        self._tell(problem=text)
+        self._problems.append(text)
+
+    def _note(self, text: str) -> None:
+        self._tell(note=text)
+        self._notes.append(text)
 
     def _look(self, what: str, attempt: Callable[[h5py.File], Result]) -> Result | None:
         """Return what ``attempt`` makes of the file; what is damaged is a problem of ``what``."""
@@ -282,6 +225,7 @@ class _Verification:
             with naming(self._path, what):
                 return attempt(file)
 
+        self._tell(at=what)
         return self._attempt(lambda: self._opened.look(look))
 
     def _advance(self, size: int) -> None:
@@ -301,7 +245,7 @@ class _Verification:
 
         def look(file: h5py.File) -> list[_Place]:
             places = []
-            for path, dataset in _walk(file, f"/{instrument.link}"):
+            for path, dataset in _walk(file, f"/{instrument.link}", self._tell):
                 if isinstance(dataset, str):
                     self._problem(f"{what}: {path!r} is damaged ({dataset}): restore it from a copy")
                     continue
@@ -326,13 +270,14 @@ class _Verification:
         if checksums is None:
             return {}
         if not checksums:
-            self._notes.append("the file has no checksums: chunks were read, but not compared with any")
+            self._note("the file has no checksums: chunks were read, but not compared with any")
         for path in sorted(checksums.keys() - known):
             self._problem(f"dataset {path!r} has checksums but is not there: restore it from a copy")
         return checksums
 
     def _read_chunks(self, place: _Place, checksums: str | None) -> _Cursor:
         """Read the chunks of one dataset, whatever becomes of single ones."""
+        self._tell(at=f"{place.owner}: {place.path!r}")
         cursor, damaged, more = _Cursor(), 0, True
         while more:
             try:
@@ -403,7 +348,7 @@ class _Verification:
             self._problem(f"{what}: the JSON and the Arrow schema beside it tell different columns")
         elif document != expected:
             # How a type is spelled is Arrow's own affair, and changes with its version.
-            self._notes.append(f"{what}: types are spelled otherwise than this version of Arrow does")
+            self._note(f"{what}: types are spelled otherwise than this version of Arrow does")
 
     def _check_rows(self, instrument: Instrument, layout: Layout) -> None:
         """Compare the rows of all columns with each other, and with those counted at the end."""
@@ -413,6 +358,7 @@ class _Verification:
             counted = file[instrument.link].attrs.get("NROWS")
             rows = {}
             for column in layout.columns or (ROWS,):
+                self._tell(at=f"{what}, column {column.name!r}, its length")
                 with naming(self._path, f"{what}, column {column.name!r}"):
                     stored = _stored(file, instrument, layout, column)
                     rows[column.path] = stored.length(), stored.rows()
@@ -444,6 +390,7 @@ class _Verification:
             size, done = sum(place.stored_bytes for place in own), 0
             total = max(1, self._readable.get(instrument.instrument_id, 0))
             rows = 0
+            self._tell(at=f"instrument {instrument.instrument_id!r}, column {column.name!r}")
             try:
                 for batch in instrument.iter_batches(columns=[column.index]):
                     rows += batch.num_rows
@@ -462,6 +409,7 @@ class _Verification:
         def look(file: h5py.File) -> list[str]:
             dataset, found = file[place.path], []
             for chunk in _chunks_of(dataset) if dataset.chunks else ():
+                self._tell(at=f"{place.owner}, chunk {chunk.number} of {place.path!r}")
                 try:
                     dataset[chunk.offset[0] : chunk.offset[0] + dataset.chunks[0]]
                 except (OSError, RuntimeError, ValueError):
@@ -474,11 +422,12 @@ class _Verification:
     # -- the account --------------------------------------------------------------------------------------
 
     def _check_account(self, instruments: list[Instrument]) -> None:
+        self._tell(at="its account of rows")
         state, account = self._recording.state, self._recording.accounting
         if state not in ("complete", "partial", "aborted"):
             self._problem(f"its state is {state!r}, which is none: restore it from a copy")
         if state == "aborted":
-            self._notes.append("it was aborted: what was not in the file by then was given up")
+            self._note("it was aborted: what was not in the file by then was given up")
         if account is None:
             self._problem("it has no account of its rows: it was not finished, or is damaged")
             return
@@ -500,11 +449,12 @@ class _Verification:
 # -- what the file says ------------------------------------------------------------------------------------
 
 
-def _walk(file: h5py.File, top: str) -> Iterator[tuple[str, h5py.Dataset | str]]:
+def _walk(file: h5py.File, top: str, tell: Tell) -> Iterator[tuple[str, h5py.Dataset | str]]:
     """Yield path and dataset, or path and what is wrong with it, for all that hard links lead to."""
     seen, pending = set(), [top]
     while pending:
         path = pending.pop()
+        tell(at=repr(path))
         try:
             found = file[path]
             address = h5py.h5o.get_info(found.id).addr

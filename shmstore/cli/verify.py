@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from shmstore.cli.exits import LOSS, file_exit_code
 from shmstore.cli.info import megabytes, plain_table, printable
 from shmstore.cli.screen import Screen
-from shmstore.errors import IncompleteFileError, StorageError
+from shmstore.errors import BrokenError, IncompleteFileError, StorageError
 
 if TYPE_CHECKING:
-    from shmstore.verification import VerifyReport
+    from shmstore.verdict import VerifyReport
 
 
 def add_parser(commands: Any) -> None:
@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
-    from shmstore.verification import verify
+    from shmstore.verificationprocess import verify
 
     screen = Screen(as_json=options.json)
     documents, codes = [], [0]
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
         try:
             with file_progress(screen, path) as progress:
                 report = verify(path, progress)
-        except (StorageError, IncompleteFileError) as error:
+        except (BrokenError, StorageError, IncompleteFileError) as error:
             screen.error(str(error))
             documents.append({"path": str(path), "ok": False, "error": str(error)})
             codes.append(file_exit_code(error))

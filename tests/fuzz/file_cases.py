@@ -19,7 +19,8 @@ from processes.rows import batch
 import shmstore
 from shmstore import opening
 from shmstore.errors import ShmStoreError
-from shmstore.verification import VerifyReport
+from shmstore.verdict import VerifyReport
+from shmstore.verification import verify
 
 #: How recordings are made that are then damaged.
 MADE: dict[str, dict[str, Any]] = {
@@ -50,30 +51,42 @@ def record(folder: Path) -> None:
             storage.path.rename(folder / f"{kind}.h5")
 
 
+class Files:
+    """The files as they were whole, and how they are damaged."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._whole = {kind: (folder / f"{kind}.h5").read_bytes() for kind in MADE}
+        self._regions = {kind: _regions(folder / f"{kind}.h5") for kind in MADE}
+
+    def damaged(self, damages: Sequence[Damage], kind: str) -> Path:
+        """Make a damaged file of one of them, in the place of the last one."""
+        path = self._folder / "damaged.h5"
+        path.unlink(missing_ok=True)  # HDF5 knows files by their inode
+        path.write_bytes(damaged(self._whole[kind], damages, self._regions[kind]))
+        return path
+
+
 class Cases:
     """The files as they were whole, and what was in them."""
 
     def __init__(self, folder: Path) -> None:
         # A writer may always be just adding something; here nobody does, and each look would wait for it.
         opening.WINDOW_S = 0.01
-        self._folder = folder
-        self._whole = {kind: (folder / f"{kind}.h5").read_bytes() for kind in MADE}
-        self._regions = {kind: _regions(folder / f"{kind}.h5") for kind in MADE}
+        self._files = Files(folder)
         self._tables = {kind: self._read(folder / f"{kind}.h5") for kind in MADE}
         self._protected = {kind: _protected(folder / f"{kind}.h5") for kind in MADE}
         for kind in MADE:
-            assert shmstore.verify(folder / f"{kind}.h5").ok
+            assert verify(folder / f"{kind}.h5").ok
 
     def __call__(self, damages: Sequence[Damage], kind: str) -> str | None:
-        """Try one, of one of the files."""
-        path = self._folder / "damaged.h5"
-        path.unlink(missing_ok=True)  # HDF5 knows files by their inode
-        path.write_bytes(damaged(self._whole[kind], damages, self._regions[kind]))
+        """Try one, of one of the files; all in this process, as starting another takes longer than a case."""
+        path = self._files.damaged(damages, kind)
         errors: list[str] = []
         found = self._read(path, errors)
         report: VerifyReport | None = None
         try:
-            report = shmstore.verify(path)
+            report = verify(path)
             json.dumps(report.to_dict())
         except ShmStoreError as error:
             errors.append(str(error))
