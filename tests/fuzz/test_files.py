@@ -36,7 +36,7 @@ def subject(shared_folder: Path) -> Iterator[Subject]:
         assert problems, "HDF5 hung or died while the file was read, and verify says ok"
         return problems[-1]
 
-    with Subject("fuzz.file_cases", shared_folder, timeout_s=5.0, after_hdf5=verified) as made:
+    with Subject("fuzz.file_cases", shared_folder, after_hdf5=verified) as made:
         yield made
     print(made.counts)
 
