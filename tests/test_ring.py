@@ -820,7 +820,7 @@ def test_a_large_slot_is_a_run_by_itself(shared_folder: Path) -> None:
     for _ in range(3):
         seal(ring, size, rows=2)
     small = look_ahead(ring, most=1, most_bytes=100)
-    run = look_ahead(ring)
+    run = look_ahead(ring, most_bytes=4 * size)
     assert small is not None
     assert run is not None
     assert (small.slots, small.rows, bytes(small.first_body)) == (1, 2, body_of(0, size))
