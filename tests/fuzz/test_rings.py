@@ -22,16 +22,16 @@ def subject(shared_folder: Path) -> Iterator[Subject]:
 
 
 @few(300)
-@given(DAMAGES, SIDES, st.booleans())
+@given(DAMAGES, SIDES, st.booleans(), st.booleans())
 def test_a_damaged_ring_gives_right_slots_or_a_clear_error(
-    subject: Subject, damages: Sequence[Damage], side: str, mended: bool
+    subject: Subject, damages: Sequence[Damage], side: str, mended: bool, alike: bool
 ) -> None:
-    subject.judge(damages, side=side, mended=mended)
+    subject.judge(damages, side=side, mended=mended, alike=alike)
 
 
 @many(30_000)
-@given(DAMAGES, SIDES, st.booleans())
+@given(DAMAGES, SIDES, st.booleans(), st.booleans())
 def test_many_damaged_rings_give_right_slots_or_a_clear_error(
-    subject: Subject, damages: Sequence[Damage], side: str, mended: bool
+    subject: Subject, damages: Sequence[Damage], side: str, mended: bool, alike: bool
 ) -> None:
-    subject.judge(damages, side=side, mended=mended)
+    subject.judge(damages, side=side, mended=mended, alike=alike)
