@@ -15,6 +15,8 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 
 _LOOK_S = 0.05
+#: A standby has started when it has taken so much of a processor, and no more for so long.
+_START_CPU_S, _REST_S = 0.1, 0.1
 
 
 class Watch:
@@ -93,6 +95,22 @@ def _children() -> set[int]:
         except OSError:  # the thread has ended, or this kernel does not tell
             continue
     return found
+
+
+def await_standby(known: set[int | None], timeout_s: float) -> None:
+    """Wait until a child that is not known has started and come to rest: the writer's standby.
+
+    Returns after the timeout without one. Nothing that is measured depends on it but by its start, which
+    takes a third of a second of a processor, two seconds after the writer's.
+    """
+    deadline = time.monotonic() + timeout_s
+    before: dict[int, float] = {}
+    while time.monotonic() < deadline:
+        now = {pid: _cpu_s(pid) for pid in _children() - known}
+        if any(cpu_s > _START_CPU_S and before.get(pid) == cpu_s for pid, cpu_s in now.items()):
+            return
+        before = now
+        time.sleep(_REST_S)
 
 
 @contextmanager

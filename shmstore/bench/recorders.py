@@ -22,13 +22,15 @@ import numpy.typing as npt
 import pyarrow as pa
 
 import shmstore
-from shmstore.bench.processes import Watch, deaf_to_interrupts, ended_children_cpu_s
+from shmstore.bench.processes import Watch, await_standby, deaf_to_interrupts, ended_children_cpu_s
 from shmstore.bench.streams import Stream, batch_bytes, made, pieces
 from shmstore.errors import BrokenError, ShmStoreError
 
 # spawn: a fork of a process in which Arrow has started threads is unsafe.
 _CONTEXT = multiprocessing.get_context("spawn")
 _READY_S = 60.0
+#: With a recording so large the writer's standby is awaited: its start would lie on the clock by chance.
+_LARGE_BYTES, _STANDBY_S = 64 << 20, 10.0
 #: Room for the copies beside a paced recording: more than a processor's caches hold.
 _ROOM_BYTES = 64 << 20
 
@@ -111,6 +113,8 @@ class Recording:
             if not pipe.poll(_READY_S) or self._answer(pipe) != "ready":
                 raise BrokenError(f"a producer process was not ready within {_READY_S:g} s: free processors")
         producers = {child.pid for child in self._children}
+        if self._config.recoverable and self._config.standby and self.touches >= _LARGE_BYTES:
+            await_standby(producers | {storage.writer_pid}, _STANDBY_S)
         self._watch = Watch(storage.writer_pid, producers)
         self._watch.start()
         self._ended_before = ended_children_cpu_s()
