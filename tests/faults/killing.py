@@ -35,7 +35,7 @@ from processes.rows import SCHEMA, Numbers, batch, sizes, values
 
 INSTRUMENTS = ("left", "right")
 LARGEST_ROWS = 4000  # such a batch is never cut into slices: it is sealed whole or not at all
-BATCHES = 200_000  # more than any producer will put
+BATCHES = 1_000_000  # more than any producer will put
 _FILE = "daq.h5"
 MARK = "CREW_FOLDER"  # in the environment of the owner and of all that it starts
 
