@@ -635,6 +635,10 @@ class Writer:
     def _detach(self, source: Source) -> None:
         """Let go of a ring of which everything is in the file."""
         self._take_leave(source)
+        self._let_go(source)
+
+    @staticmethod
+    def _let_go(source: Source) -> None:
         source.close()
         step("writer.detached")
 
@@ -828,7 +832,7 @@ class Writer:
         for source in list(self._sources.values()):
             source.close_account(aborted=ending == "abort")
             self._take_leave(source)
-            closings.append(self._sync_pool.submit(source.close))
+            closings.append(self._sync_pool.submit(self._let_go, source))
         self._session.beat()
         step("close.accounted")
         problems = list(self._problems)
