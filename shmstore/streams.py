@@ -129,6 +129,7 @@ class ChunkAssembler:
         self._committed = standing.items
         if self._filled:
             self._current = standing.buffer
+            self._reserve(self._current)  # of a segment that was copied, the rest may be a hole
             self._buffers[self._current].chunk = self._chunk
             self._tail_since = time.monotonic()
         # In a file that was made anew unfinished chunks are missing.

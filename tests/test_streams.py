@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from shmstore.journal import Journal, JournalReader
 from shmstore.layout import Stream
 from shmstore.pipeline import Chunk, CodecPipeline, Encode
 from shmstore.streams import ChunkAssembler, Standing, VariableAssembler
-from shmstore.tails import Tails
+from shmstore.tails import TailBuffers, Tails
 
 CHUNK = 8
 NUMBERS = Stream("values", "n", "<i8")
@@ -69,7 +69,7 @@ class Stage:
         self,
         dataset: Dataset,
         stream: Stream,
-        buffers: Sequence[Chunk],
+        buffers: TailBuffers,
         encode: Encode,
         standing: Standing | None = None,
     ) -> ChunkAssembler:
@@ -319,6 +319,19 @@ def test_of_a_single_batch_whole_chunks_are_borrowed(stage: Stage) -> None:
     assert (assembler.total, stage.pipeline.submitted) == (3 * CHUNK + 1, 3)
     assembler.finish()
     np.testing.assert_array_equal(stage.read("n"), items[0])
+
+
+def test_who_goes_on_has_memory_behind_the_buffer_that_it_goes_on_in(stage: Stage) -> None:
+    """Of a segment that was copied, what was never written may be a hole."""
+    dataset = stage.dataset(NUMBERS)
+    path = stage.shared / "tails"
+    tails = Tails.create(path, [dataset.chunk_bytes], 3, sparse=True)
+    stage.tails.append(tails)
+    assert path.stat().st_blocks == 0
+    assembler = stage.place(dataset, NUMBERS, tails.buffers[0], raw(dataset.skip_mask), Standing(3, 1))
+    assert path.stat().st_blocks > 0
+    assert assembler.total == 3
+    assembler.finish()
 
 
 def test_no_commit_is_asked_for_while_buffers_are_free(stage: Stage) -> None:
