@@ -235,10 +235,8 @@ class Dataset:
             journal.inline(self.number, index, filter_mask, self.known_items, crc, bytes(payload))
         else:
             journal.chunk(self.number, index, filter_mask, self.known_items, offset, size, crc)
-            if (
-                self.known_items < (index + 1) * self.chunk_items
-            ):  # a published tail: it will be written again
-                self.places[index] = offset, size
+            if self.known_items < (index + 1) * self.chunk_items:
+                self.places[index] = offset, size  # a published tail: it will be written again
         if index >= len(self.checksums):
             self.checksums.extend([0] * (index + 1 - len(self.checksums)))
         self.checksums[index] = crc

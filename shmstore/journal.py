@@ -322,7 +322,7 @@ class Journal:
         filter_mask
             HDF5's: a bit for each filter that was left out.
         items
-            How many of the chunk's items count.
+            How many the dataset had then, those of chunks written in the same go included.
         offset, length
             Where in the recording its stored bytes are.
         crc

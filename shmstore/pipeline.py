@@ -181,11 +181,7 @@ class CodecPipeline:
         job = _Job(dataset, index, end, chunk, as_it_is, None if as_it_is else encode)
         if job.encode is not None:
             job.encoding = self._pool.submit(job.run)
-        elif (
-            self.submitted - self.written >= _AHEAD_CHUNKS
-            and dataset.keeps_checksums
-            and not job.through_hdf5
-        ):
+        elif self._file_thread_is_behind and dataset.keeps_checksums and not job.through_hdf5:
             job.run()
         self.submitted += 1
         self._submitted_bytes += size
