@@ -66,14 +66,16 @@ class Form:
 
     def __init__(self, layout: Layout, metadata: bytes, skip: int, places: list[Place]) -> None:
         self.layout = layout
-        self._metadata = np.frombuffer(metadata, np.uint64)
+        self._metadata = metadata
         self._skip = skip
         self._places = places
 
     def count(self, run: Run) -> int:
         """Return how many slots of a run, from the first on, have the form."""
-        metadata = self._metadata
-        same = (run.bodies(self._skip, len(metadata), np.uint64) == metadata).all(axis=1)
+        if run.slots == 1:
+            return int(run.first_body[self._skip : self._skip + len(self._metadata)] == self._metadata)
+        words = np.frombuffer(self._metadata, np.uint64)
+        same = (run.bodies(self._skip, len(words), np.uint64) == words).all(axis=1)
         return run.slots if same.all() else int(same.argmin())
 
     def columns(self, run: Run) -> dict[str, Items]:

@@ -190,6 +190,8 @@ class Run(NamedTuple):
 
     def first(self, slots: int) -> Run:
         """Return the first so many of them."""
+        if slots == self.slots:
+            return self
         return self._replace(
             end=self.position + slots * self.stride, slots=slots, rows=slots * self.slot_rows
         )
@@ -567,16 +569,16 @@ class Ring:
         stride = SLOT_HEADER_BYTES + align(words[place // 8 + 3])
         # A pad fills the lap: no slot follows it side by side.
         most = min(most_bytes, self.capacity - place) // stride
-        fewest = _FEWEST_ALIKE
-        if stride >= _LARGE_BYTES:
-            most, fewest = max(most, 1), 1
-        elif most < fewest or words[(place + stride) // 8 + 7] != (position + stride) ^ _SEAL:
+        follows = most > 1 and words[(place + stride) // 8 + 7] == (position + stride) ^ _SEAL
+        fewest = 1 if stride >= _LARGE_BYTES else _FEWEST_ALIKE
+        if not follows and fewest > 1:
             return None
+        most = most if follows else 1
         header = self._header_at(position)
         if header is None or SLOT_HEADER_BYTES + align(header[3]) != stride:
             return None
         most = min(most, longest(header[6], header[5]))
-        slots = self._count_alike(header, stride, most) if most >= fewest else 0
+        slots = self._count_alike(header, stride, most) if most > 1 else most
         if slots < fewest:
             return None
         kind, _, sequence, length, row_start, rows, schema_id, skip = header
