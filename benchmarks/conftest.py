@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from shmstore.bench.harness import Report, Result
+from benchmarks.report import Report, Result
 
 _RESULTS = pytest.StashKey[list[Result]]()
 _Size = TypeVar("_Size")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from benchmarks.conftest import Scale
+from benchmarks.report import Report, Result
 from shmstore.bench.cases import CASES, Case
-from shmstore.bench.harness import Report, Result
 from shmstore.bench.results import best_peer
 from shmstore.bench.runner import Comparison, Plan
 

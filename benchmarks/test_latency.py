@@ -12,7 +12,8 @@ import pytest
 
 import shmstore
 from benchmarks.conftest import Scale
-from shmstore.bench.harness import Report, Result, warm_up
+from benchmarks.report import Report, Result
+from shmstore.bench.harness import warm_up
 from shmstore.bench.streams import MIB, Adc, columns
 
 pytestmark = pytest.mark.timeout(1800)  # seconds; slow machines are welcome

@@ -13,7 +13,7 @@ import pytest
 
 import shmstore
 from benchmarks.conftest import Scale
-from shmstore.bench.harness import Report
+from benchmarks.report import Report
 from shmstore.bench.streams import MIB, Adc, Stream, Telemetry, batch_bytes
 
 pytestmark = pytest.mark.timeout(1800)  # seconds; slow machines are welcome

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.conftest import Scale
-from shmstore.bench.harness import Report
+from benchmarks.report import Report
 from shmstore.bench.peers import H5pyAppend
 from shmstore.bench.recorders import Recording
 from shmstore.bench.streams import Telemetry

@@ -8,7 +8,8 @@ import hdf5plugin
 import pytest
 
 from benchmarks.conftest import Scale
-from shmstore.bench.harness import Report, Result, Series
+from benchmarks.report import Report, Result
+from shmstore.bench.harness import Series
 from shmstore.bench.limits import PwriteLoop
 from shmstore.bench.peers import H5pyAppend
 from shmstore.bench.recorders import Recording
