@@ -42,6 +42,15 @@ class Checkpoint:
     tails: Sequence[int] = ()
     journal: int = 0
 
+    @property
+    def items(self) -> dict[int, int]:
+        """How many items of each dataset it covers, by number."""
+        return {
+            int(number): int(count)
+            for standing in self.instruments.values()
+            for number, count, *_ in standing["streams"]
+        }
+
     def pack(self) -> bytes:
         """Return it as bytes."""
         document = {

@@ -3,14 +3,17 @@
 Here the journal's operations get their meaning: what stands in the file, which rings feed which instruments,
 and where every chunk is. Who goes on with the recording, or makes its file anew, asks the chronicle. It reads
 the journal alone, and knows neither HDF5 nor shared memory.
+
+A journal is as long as its recording: of the chunks and items in it nothing stays in memory but the last. Who
+needs all of them has them read again (:meth:`~ Chronicle.chunks`, :meth:`~ Chronicle.items`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +21,30 @@ import numpy.typing as npt
 from shmstore.accounting import Account
 from shmstore.codec import Codec
 from shmstore.errors import IncompleteFileError
-from shmstore.journal import ENTRY, Chunks, Inline, Items, JournalReader, Operation
+from shmstore.journal import Items, JournalReader, Operation, Record, entries_of
 from shmstore.layout import Stream, stream_from_dict
+
+#: Chunks, and items of variable length, that stay of those that a commit covers: the last, which a kill may
+#: have met on their way.
+LAST_CHUNKS, LAST_ITEMS = 2, 4096
+
+_NONE = 2**64 - 1  # no chunk has such a number
+
+
+class ToldChunk(NamedTuple):
+    """A chunk as it was written last.
+
+    Attributes
+    ----------
+    offset : int
+        Where its stored bytes are in the file; -1: in the journal.
+    length, crc : int
+        How many they are, and their CRC-32.
+    """
+
+    offset: int
+    length: int
+    crc: int
 
 
 @dataclass(slots=True)
@@ -32,6 +57,12 @@ class ToldDataset:
         Where it is; ``None`` once it is gone.
     stream, chunk_items, codec, items
         As it was made.
+    bytes_written : int
+        Stored bytes of all chunks that were written to it.
+    last_chunks : dict of int to ToldChunk
+        Of those that are full and committed the last few, and all behind, by their number.
+    last_items : list of Items
+        Records that hold the last committed items of variable length, and all behind, as they were written.
     """
 
     path: str | None
@@ -39,8 +70,9 @@ class ToldDataset:
     chunk_items: int
     codec: Codec
     items: int
-    inline: dict[int, Inline] = field(default_factory=dict)
-    values: list[Items] = field(default_factory=list)
+    bytes_written: int = 0
+    last_chunks: dict[int, ToldChunk] = field(default_factory=dict)
+    last_items: list[Items] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -88,6 +120,9 @@ class Chronicle:
         The journal.
     covered
         How far the last commit covers it: a change of schema that began later is told as if it never had.
+    items
+        For who goes on from that commit: how many items it covers of each dataset, by number. Of the others
+        there is nothing to go on with.
     journal
         Number of the journal that `covered` is a position of; 0: of this one. One that was made anew since
         covers all that the commit did.
@@ -133,7 +168,13 @@ class Chronicle:
     """
 
     def __init__(
-        self, path: Path, covered: int | None = None, *, journal: int = 0, payloads: bool = False
+        self,
+        path: Path,
+        covered: int | None = None,
+        *,
+        items: Mapping[int, int] | None = None,
+        journal: int = 0,
+        payloads: bool = False,
     ) -> None:
         self.path = path
         self.operations: list[Operation] = []
@@ -146,20 +187,22 @@ class Chronicle:
         self.problems: list[str] = []
         self.torn = self.finished = False
         self.report: dict[str, Any] | None = None
-        self._chunks: list[npt.NDArray[np.void]] = []
+        self._items = items or {}
         self._open: list[Operation] | None = None  # since the structure was opened, and not closed again
         with JournalReader(path, (covered or 0) if payloads else None) as reader:
             self._reader = reader
             self.identity = reader.header.identity
             self.end = reader.end
             try:
-                self._read(covered)
+                for entries in entries_of(self._told(covered)):
+                    self._keep(entries)
             except (KeyError, TypeError, ValueError, IndexError) as error:
                 raise IncompleteFileError(f"{path} tells what makes no sense: {error!r}") from None
             ours = journal in (0, reader.number)
             self.short = covered is not None and ours and reader.end < covered
 
-    def _read(self, covered: int | None) -> None:
+    def _told(self, covered: int | None) -> Iterator[Record]:
+        """Give the records that count, and take in what those tell that tell of no chunk."""
         reader = self._reader
         for record in reader:
             if isinstance(record, Operation):
@@ -167,13 +210,13 @@ class Chronicle:
                     self.torn = True
                     break
                 self._operation(record)
-            elif isinstance(record, Chunks):
-                self._chunks.append(record.entries.copy())
-            elif isinstance(record, Inline):
-                self.datasets[record.dataset].inline[record.chunk_index] = record
-                self._chunks.append(_entry_of(record))
             elif isinstance(record, Items):
-                self.datasets[record.dataset].values.append(record)
+                told, committed = self.datasets[record.dataset], self._items.get(record.dataset, _NONE)
+                if record.first + record.items > committed - LAST_ITEMS:
+                    told.last_items.append(record)
+            else:
+                yield record
+            self._stop = record.end
             if self._open is None:
                 self.end = reader.end
         # What was begun and not ended did not happen, whatever it left in the file.
@@ -270,7 +313,22 @@ class Chronicle:
     def _on_problem(self, _: Operation, arguments: Mapping[str, Any]) -> None:
         self.problems.append(arguments["text"])
 
-    # -- chunks ----------------------------------------------------------------------------------------------
+    # -- chunks and items ------------------------------------------------------------------------------------
+
+    def _keep(self, entries: npt.NDArray[np.void]) -> None:
+        """Keep of chunks, in the order of their writing, what is to be known of the last."""
+        known = entries[entries["dataset"] < len(self.datasets)]
+        sizes = np.zeros(len(self.datasets), np.uint64)
+        np.add.at(sizes, known["dataset"], known["length"])
+        firsts = np.full(len(self.datasets), _NONE, np.uint64)
+        for number, (told, size) in enumerate(zip(self.datasets, sizes.tolist(), strict=True)):
+            told.bytes_written += size
+            if number in self._items:
+                firsts[number] = max(0, self._items[number] // told.chunk_items - LAST_CHUNKS)
+        for entry in known[known["index"] >= firsts[known["dataset"]]]:
+            place = -1 if entry["reserved"] else int(entry["offset"])
+            told = self.datasets[entry["dataset"]]
+            told.last_chunks[int(entry["index"])] = ToldChunk(place, int(entry["length"]), int(entry["crc"]))
 
     def chunks(self) -> dict[int, npt.NDArray[np.void]]:
         """Return for each dataset, by number, its chunks as they were written last, by index.
@@ -278,36 +336,46 @@ class Chronicle:
         Returns
         -------
         dict of int to ndarray
-            Of `journal.ENTRY`, ``(chunks,)``, ascending; those whose payload is in the journal have the
-            offset ``INLINE``.
+            Of `journal.ENTRY`, ``(chunks,)``, ascending.
         """
-        if not self._chunks:
+        with JournalReader(self.path) as reader:
+            parts = list(entries_of(self._again(reader)))
+        if not parts:
             return {}
-        entries = np.concatenate(self._chunks)
+        entries = np.concatenate(parts)
         entries = entries[np.lexsort((entries["index"], entries["dataset"]))]  # stable: later ones come last
         same = (np.diff(entries["dataset"]) == 0) & (np.diff(entries["index"]) == 0)
         entries = entries[np.append(~same, True)]
         starts = np.flatnonzero(np.append(True, np.diff(entries["dataset"]) != 0))
         return {int(part["dataset"][0]): part for part in np.split(entries, starts[1:])}
 
+    def items(self) -> dict[int, list[Items]]:
+        """Return for each dataset of variable length, by number, the records of its items, as written."""
+        found: dict[int, list[Items]] = {}
+        with JournalReader(self.path) as reader:
+            for record in self._again(reader):
+                if isinstance(record, Items):
+                    found.setdefault(record.dataset, []).append(record)
+        return found
+
+    def _again(self, reader: JournalReader) -> Iterator[Record]:
+        """Give the records that count."""
+        for record in reader:
+            if record.end > self._stop:
+                return
+            yield record
+
     def values(self, record: Items) -> list[bytes]:
         """Return items of a variable-length dataset that the journal holds."""
         with JournalReader(self.path) as reader:
             return reader.values(record)
 
-    def load(self, record: Operation | Inline) -> bytes:
+    def load(self, record: Operation) -> bytes:
         """Return the data that the journal holds besides a record."""
         with JournalReader(self.path) as reader:
             return reader.load(record)
 
-
-#: Offset of a chunk whose payload is in the journal.
-INLINE = 2**64 - 1
-
-
-def _entry_of(record: Inline) -> npt.NDArray[np.void]:
-    entry = np.zeros(1, ENTRY)
-    entry["dataset"], entry["index"] = record.dataset, record.chunk_index
-    entry["filter_mask"], entry["items"] = record.filter_mask, record.items
-    entry["offset"], entry["length"], entry["crc"] = INLINE, record.length, record.crc
-    return entry
+    def load_chunk(self, entry: npt.NDArray[np.void]) -> bytes:
+        """Return the stored bytes of a chunk that the journal holds."""
+        with JournalReader(self.path) as reader:
+            return reader.payload(int(entry["offset"]), int(entry["length"]), int(entry["crc"]))

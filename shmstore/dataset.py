@@ -18,9 +18,9 @@ import contextlib
 import dataclasses
 import errno
 import json
+import logging
 import os
 import threading
-from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,15 @@ from h5py import h5d, h5p, h5s, h5t
 from shmstore.codec import Codec, Filter
 from shmstore.disk import DiskFile, sync_data, sync_folder
 from shmstore.errors import ShmStoreError, StorageError, refusal, storage_error
-from shmstore.journal import Journal, NoJournal
+from shmstore.journal import Journal, JournalReader, NoJournal, entries_of
 from shmstore.layout import Link as LayoutLink
 from shmstore.layout import Stream, stream_to_dict
 from shmstore.signature import crc32
 from shmstore.steps import step
 from shmstore.superblock import repair_superblock
 from shmstore.tailfile import TailFile
+
+log = logging.getLogger("shmstore.writer")
 
 FORMAT_VERSION = "1.0"
 # v110: superblock 3 and extensible-array chunk indexes, hence SWMR and O(1) appends; HDF5 1.10 and newer can
@@ -54,10 +56,10 @@ _FILTER_OPTIONAL = 1
 _REPLACED = "_shmstore/replaced"
 #: Rows of a variable-length column in one chunk: 64 KiB of references.
 _VARIABLE_CHUNK_ITEMS = 4096
-#: Memory that HDF5 keeps for an item of a variable-length column besides its bytes, and how much of that may
-#: add up: what holds the items is metadata, which stays in the cache while its evictions are off (measured:
-#: 105 bytes for each string of 10).
-_HEAP_ITEM_BYTES, _HEAP_BYTES = 96, 32 * 2**20
+#: Memory that HDF5 keeps for a chunk, and for an item of a variable-length column besides its bytes, and how
+#: much of that may add up: the index of chunks, and what holds such items, is metadata, which stays in the
+#: cache while its evictions are off (measured: 19 bytes a chunk, 105 for each string of 10).
+_INDEX_ENTRY_BYTES, _HEAP_ITEM_BYTES, _METADATA_BYTES = 20, 96, 32 * 2**20
 _HDF5PLUGIN = {
     "bzip2": "BZip2",
     "fcidecomp": "FciDecomp",
@@ -90,8 +92,6 @@ class Dataset:
         Extent of the first dimension, as last set.
     bytes_written, chunks_written : int
         Bytes handed to the file, and whole chunks among them.
-    checksums : array of int
-        CRC-32 of each chunk as it is stored, by its number; 0 where none was written.
     places : dict of int to (int, int)
         Offset and length of chunks that may be written again in their place, by their number.
     """
@@ -110,7 +110,6 @@ class Dataset:
         self.first_items = self.known_items = 0
         self.bytes_written = 0
         self.chunks_written = 0
-        self.checksums = array("I")
         self.places: dict[int, tuple[int, int]] = {}
         self._opened = -1
         self._id: h5d.DatasetID = None
@@ -122,6 +121,11 @@ class Dataset:
             self._id = self._file.open_dataset(self.path, cached=self._stream.variable)
             self._opened = self._file.generation
         return self._id
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks the first dimension reaches over."""
+        return -(-self.known_items // self.chunk_items)
 
     @property
     def variable(self) -> bool:
@@ -140,6 +144,8 @@ class Dataset:
         """
         if items > self.known_items:
             self.id.set_extent((items, *self._stream.item_shape))
+            chunks = items // self.chunk_items - self.known_items // self.chunk_items
+            self._file.metadata_bytes += chunks * _INDEX_ENTRY_BYTES
             self.known_items = items
 
     @property
@@ -150,15 +156,11 @@ class Dataset:
     def cut(self, items: int) -> None:
         """Shorten the first dimension, through a handle that wrote none of its chunks.
 
-        HDF5 encodes what is left of the last chunk anew, so that its checksum is taken again.
+        HDF5 encodes what is left of the last chunk anew.
         """
         self.id.set_extent((items, *self._stream.item_shape))
         self.known_items = items
-        whole, rest = divmod(items, self.chunk_items)
-        del self.checksums[whole + bool(rest) :]
-        if rest and len(self.checksums) > whole and self.checksums[whole]:
-            h5py.Dataset(self.id).flush()
-            self.checksums[whole] = crc32(self.stored_chunk(whole)[1])
+        h5py.Dataset(self.id).flush()
 
     def write_chunk(self, index: int, payload: Any, filter_mask: int, checksum: int | None = None) -> None:
         """Write an encoded chunk as it is; its first item must lie within the extent.
@@ -237,9 +239,6 @@ class Dataset:
             journal.chunk(self.number, index, filter_mask, self.known_items, offset, size, crc)
             if self.known_items < (index + 1) * self.chunk_items:
                 self.places[index] = offset, size  # a published tail: it will be written again
-        if index >= len(self.checksums):
-            self.checksums.extend([0] * (index + 1 - len(self.checksums)))
-        self.checksums[index] = crc
 
     def write_variable(self, start: int, items: npt.NDArray[Any]) -> None:
         """Write variable-length items from ``start`` on, within the extent; HDF5 places their bytes."""
@@ -250,7 +249,7 @@ class Dataset:
         if self._file.journal.keeps:
             self._file.journal.items(self.number, start, values)
         self.bytes_written += size + items.nbytes
-        self._file.heap_bytes += size + _HEAP_ITEM_BYTES * len(items)
+        self._file.metadata_bytes += size + _HEAP_ITEM_BYTES * len(items)
 
     def read(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Read items back, ``(stop - start, *item_shape)``.
@@ -281,7 +280,7 @@ class Dataset:
             handle.write_direct_chunk(place, blanked, 0)
 
     def survey(self, items: int, last: int | None = None) -> None:
-        """Take from the file what else the journal tells: the extent, and the checksums of chunks.
+        """Take from the file what else the journal tells, and tell it: the extent, and where chunks are.
 
         Parameters
         ----------
@@ -296,11 +295,14 @@ class Dataset:
             return
         if last is not None:
             self._write(items - 1, np.array([last], self._stream.numpy_dtype))
-        indexes: list[int] = []
-        self.id.chunk_iter(lambda info: indexes.append(info.chunk_offset[0] // self.chunk_items))
-        self.checksums.extend([0] * (max(indexes, default=-1) + 1))
-        for index in indexes:
-            self.checksums[index] = crc32(self.stored_chunk(index)[1])
+        found: list[tuple[int, int]] = []
+        self.id.chunk_iter(
+            lambda info: found.append((info.chunk_offset[0] // self.chunk_items, info.byte_offset))
+        )
+        for index, offset in found:
+            filter_mask, payload = self.stored_chunk(index)
+            size, crc = len(payload), crc32(payload)
+            self._file.journal.chunk(self.number, index, filter_mask, self.known_items, offset, size, crc)
 
     def _write(self, start: int, items: npt.NDArray[Any]) -> None:
         self._file.forget_end()
@@ -324,8 +326,9 @@ class RecordingFile:
         The file.
     generation : int
         Grows whenever the file was reopened: handles of an older generation are dead.
-    heap_bytes : int
-        Memory that variable-length items hold, estimated; given back by a :meth:`flush` when it is too much.
+    metadata_bytes : int
+        Memory that HDF5 holds for chunks and variable-length items, estimated; given back by a :meth:`flush`
+        when it is too much.
     lock : threading.RLock
         Held by whoever writes: a flush between an extent and the rows that it covers would show readers rows
         that nobody put.
@@ -343,7 +346,7 @@ class RecordingFile:
         self.journal = journal
         self.datasets: list[Dataset | None] = []
         self.generation = 0
-        self.heap_bytes = 0
+        self.metadata_bytes = 0
         self.lock = threading.RLock()
         self._file = file
         self._sync_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -694,9 +697,9 @@ class RecordingFile:
             step("writer.journal_written")
             self._file.flush()
             self.forget_end()
-            if self.heap_bytes > _HEAP_BYTES:
-                with self.structure():  # closing is the only thing that makes HDF5 let go of the heap
-                    self.heap_bytes = 0
+            if self.metadata_bytes > _METADATA_BYTES:
+                with self.structure():  # closing is the only thing that makes HDF5 let go of it
+                    self.metadata_bytes = 0
             return position
 
     def sync(self) -> None:
@@ -778,18 +781,15 @@ class RecordingFile:
         self._file["_shmstore"].attrs["accounting"] = accounting
         for link, count in rows.items():
             self._file[link].attrs["NROWS"] = np.uint64(count)
+        cut = []
         for number, total in (totals or {}).items():
             dataset = self.datasets[number]
             if dataset is not None and dataset.known_items > total:
                 dataset.cut(total)
+                cut.append(dataset)
         self._remove("_shmstore/checksums")  # of a writer that was killed in here
         step("close.stamped")
-        checksums = self._file["_shmstore"].create_group("checksums", track_order=True)
-        for dataset in self.datasets:
-            if dataset is not None and len(dataset.checksums):
-                kept = checksums.create_dataset(str(dataset.number), data=np.array(dataset.checksums, "<u4"))
-                kept.attrs["path"] = f"/{dataset.path}"
-                kept.flush()  # else it is written when the handle goes, where nobody hears of an error
+        self._keep_checksums(cut)
         if _REPLACED in self._file:  # last, so that nothing takes the space that comes free
             del self._file[_REPLACED]
         step("close.checksums_written")
@@ -803,6 +803,38 @@ class RecordingFile:
         self.journal.write()
         self.journal.sync()
         self.journal.close()
+
+    def _keep_checksums(self, cut: Iterable[Dataset]) -> None:
+        """Have the file hold the checksum of each chunk, as the journal tells them.
+
+        Those of all datasets stand in a row while they are gathered: 4 bytes a chunk.
+        """
+        group = self._file["_shmstore"].create_group("checksums", track_order=True)
+        if not isinstance(self.journal, Journal):
+            return
+        counts = np.array([0 if dataset is None else dataset.chunks for dataset in self.datasets], np.uint64)
+        starts = np.append(np.int64(0), counts.cumsum().astype(np.int64))
+        checksums, told = np.zeros(starts[-1], "<u4"), np.zeros(len(counts), np.bool_)
+        with DiskFile.waiting(), JournalReader(self.journal.path) as reader:  # it may be long
+            for entries in entries_of(reader):
+                known = entries[entries["dataset"] < len(counts)]
+                known = known[known["index"] < counts[known["dataset"]]]
+                told[known["dataset"]] = True
+                # Of a chunk that was written twice, the last counts.
+                checksums[starts[known["dataset"]] + known["index"].astype(np.int64)] = known["crc"]
+            if reader.end < self.journal.position:
+                log.warning("%s is damaged: the recording gets no checksums of its chunks", reader.path)
+                return
+        for shortened in cut:
+            last = starts[shortened.number + 1] - 1
+            if shortened.chunks and checksums[last]:
+                checksums[last] = crc32(shortened.stored_chunk(shortened.chunks - 1)[1])
+        for number, dataset in enumerate(self.datasets):
+            if dataset is not None and told[number]:
+                own = checksums[starts[number] : starts[number + 1]]
+                kept = group.create_dataset(str(number), data=own)
+                kept.attrs["path"] = f"/{dataset.path}"
+                kept.flush()  # else it is written when the handle goes, where nobody hears of an error
 
     def discard_journal(self) -> None:
         """Remove what lies beside a file that is finished."""

@@ -15,7 +15,7 @@ import contextlib
 import json
 import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Self
@@ -32,7 +32,8 @@ PAYLOAD_LIMIT = 2**30
 #: Longest body; nothing longer is ever asked of memory before a checksum was right.
 BODY_LIMIT = 2**24
 
-#: One chunk of a dataset: where its stored bytes are in the recording, and their CRC-32.
+#: One chunk of a dataset: where its stored bytes are in the recording, and their CRC-32. In memory only,
+#: `reserved` is :data:`INLINE` of a chunk whose stored bytes are in the journal, at `offset`; else it is 0.
 ENTRY = np.dtype(
     [
         ("dataset", "<u4"),
@@ -46,6 +47,8 @@ ENTRY = np.dtype(
     ]
 )
 
+INLINE = 1
+
 _MAGIC = b"SHMJRNAL"
 _VERSION = (1, 0)
 _IDENTITY = struct.Struct("<II4x")  # the journal's number, length of the identity
@@ -56,7 +59,8 @@ _RECORD_MAGIC = 0x4443_4552  # "RECD"
 _RECORD = struct.Struct(
     "<IIIIQQI"
 )  # magic, journal's number, kind, body length, position, payload length, payload CRC
-_RECORD_BYTES = _RECORD.size + _CRC.size
+_RECORD_HEADER = struct.Struct(_RECORD.format + "I")  # and its CRC
+_RECORD_BYTES = _RECORD_HEADER.size
 _OPERATION, _CHUNKS, _INLINE, _ITEMS = 1, 2, 3, 4
 
 _pack_entry = struct.Struct("<IIQQQQI4x").pack
@@ -65,6 +69,8 @@ _ITEMS_BODY = struct.Struct("<I4xQQ")  # dataset, first, count
 _LENGTH = np.dtype("<u8")  # of an item
 
 _BLOCK_BYTES = 2**20
+#: Entries of chunks that are looked at together: they come in records of a few, and each look costs.
+_TOGETHER_BYTES = 2**20
 
 
 class Header(NamedTuple):
@@ -115,13 +121,18 @@ class Chunks(NamedTuple):
     ----------
     start, end
         Where the record is in the journal.
-    entries
-        Array of :data:`ENTRY` of shape ``(chunks,)``, in the order in which they were written; read-only.
+    body
+        Their entries, as they stand in the journal.
     """
 
     start: int
     end: int
-    entries: npt.NDArray[np.void]
+    body: bytes
+
+    @property
+    def entries(self) -> npt.NDArray[np.void]:
+        """Array of :data:`ENTRY` of shape ``(chunks,)``, in the order of their writing; read-only."""
+        return np.frombuffer(self.body, ENTRY)
 
 
 class Inline(NamedTuple):
@@ -146,6 +157,12 @@ class Inline(NamedTuple):
     offset: int
     length: int
     crc: int
+
+    @property
+    def entry(self) -> bytes:
+        """The chunk as an :data:`ENTRY`."""
+        chunk = self.dataset, self.filter_mask, self.chunk_index, self.items
+        return _pack_entry(*chunk, self.offset, self.length, self.crc)
 
 
 class Items(NamedTuple):
@@ -586,13 +603,25 @@ class JournalReader:
         IncompleteFileError
             It is damaged.
         """
+        return self.payload(record.offset, record.length, record.crc)
+
+    def payload(self, offset: int, length: int, crc: int) -> bytes:
+        """Return a payload by its place.
+
+        Raises
+        ------
+        StorageError
+            The disk refused.
+        IncompleteFileError
+            It is damaged.
+        """
         try:
-            payload = self._file.read(record.offset, record.length)
+            payload = self._file.read(offset, length)
         except OSError as error:
             raise storage_error(error, "read the journal", self.path) from None
-        if len(payload) != record.length or crc32(payload) != record.crc:
+        if len(payload) != length or crc32(payload) != crc:
             raise IncompleteFileError(
-                f"{self.path} is damaged: {record.length} bytes at {record.offset} are not what was written"
+                f"{self.path} is damaged: {length} bytes at {offset} are not what was written"
             )
         return payload
 
@@ -635,19 +664,23 @@ class JournalReader:
     def _frame(self, start: int) -> _Frame | None:
         """Return the record at ``start`` if it holds together."""
         try:
-            header = self._bytes(start, _RECORD_BYTES)
-            if header is None:
+            at = self._at(start, _RECORD_BYTES)
+            if at < 0:
                 return None
-            magic, number, kind, body_length, position, length, crc = _RECORD.unpack_from(header)
+            magic, number, kind, body_length, position, length, crc, own = _RECORD_HEADER.unpack_from(
+                self._block, at
+            )
             if magic != _RECORD_MAGIC or number != self._number or position != start:
                 return None
             offset = start + _RECORD_BYTES + body_length
             end = offset + length
             if body_length > BODY_LIMIT or length > PAYLOAD_LIMIT or end > self._size:
                 return None
-            body = self._bytes(start + _RECORD_BYTES, body_length)
-            covered = header[: _RECORD.size]
-            if body is None or _CRC.unpack_from(header, _RECORD.size)[0] != crc32(body, crc32(covered)):
+            at = self._at(start, _RECORD_BYTES + body_length)
+            if at < 0:
+                return None
+            body = self._block[at + _RECORD_BYTES : at + _RECORD_BYTES + body_length]
+            if own != crc32(body, crc32(self._block[at : at + _RECORD.size])):
                 return None
             checked = self._payloads_from is not None and start >= self._payloads_from
             if checked and self._crc_of(offset, length) != crc:
@@ -656,20 +689,52 @@ class JournalReader:
             raise storage_error(error, "read the journal", self.path) from None
         return _Frame(start, end, kind, body, offset, length, crc)
 
-    def _bytes(self, start: int, count: int) -> bytes | None:
-        """Return bytes of the file out of a block of it that is kept; ``None`` if it ends before."""
+    def _at(self, start: int, count: int) -> int:
+        """Return where bytes of the file are in the block of it that is kept; -1 if the file ends before."""
         at = start - self._block_start
         if not 0 <= at <= len(self._block) - count:
             self._block = self._file.read(start, max(count, _BLOCK_BYTES))
             self._block_start, at = start, 0
-        found = self._block[at : at + count]
-        return found if len(found) == count else None
+        return at if len(self._block) >= count else -1
 
     def _crc_of(self, start: int, count: int) -> int:
         crc = 0
         for at in range(start, start + count, _BLOCK_BYTES):
             crc = crc32(self._file.read(at, min(_BLOCK_BYTES, start + count - at)), crc)
         return crc
+
+
+def entries_of(records: Iterable[Record]) -> Iterator[npt.NDArray[np.void]]:
+    """Give the chunks that records tell of, as arrays of :data:`ENTRY` of some ten thousand.
+
+    All records are taken, in their order; those that tell of no chunk are passed over.
+    """
+    told: list[bytes] = []
+    inline: list[int] = []
+    size = 0
+
+    def together() -> npt.NDArray[np.void]:
+        entries = np.frombuffer(bytearray().join(told), ENTRY)
+        entries["reserved"] = 0  # what a newer version says there is not known
+        entries["reserved"][inline] = INLINE
+        return entries
+
+    for record in records:
+        if isinstance(record, Chunks):
+            told.append(record.body)
+        elif isinstance(record, Inline):
+            inline.append(size // ENTRY.itemsize)
+            told.append(record.entry)
+        else:
+            continue
+        size += len(told[-1])
+        if size >= _TOGETHER_BYTES:
+            yield together()
+            told.clear()
+            inline.clear()
+            size = 0
+    if told:
+        yield together()
 
 
 def is_of_another_version(path: Path) -> bool:
@@ -696,7 +761,9 @@ def _decode(frame: _Frame) -> Operation | Chunks | Inline | Items | None:
     """Return what a record says; ``None`` for a kind that only a newer minor version knows."""
     start, end, kind, body, offset, length, crc = frame
     if kind == _CHUNKS:
-        return Chunks(start, end, np.frombuffer(body, ENTRY))
+        if len(body) % ENTRY.itemsize:
+            raise ValueError("no whole entries")
+        return Chunks(start, end, body)
     if kind == _OPERATION:
         said = json.loads(body)
         name, arguments = said["operation"], said["arguments"]

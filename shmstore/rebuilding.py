@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from shmstore.checkpoint import Checkpoint
-from shmstore.chronicle import INLINE, Chronicle, ToldDataset
+from shmstore.chronicle import Chronicle, ToldDataset
 from shmstore.codec import Codec
 from shmstore.dataset import Dataset, RecordingFile
 from shmstore.errors import IncompleteFileError, StorageError, storage_error
+from shmstore.journal import INLINE, Items
 from shmstore.layout import Stream, stream_from_dict
 from shmstore.segment import align
 from shmstore.signature import crc32
@@ -116,12 +117,7 @@ def rebuild(
     try:
         _repeat(chronicle, file)
         step("recovery.operations_repeated")
-        items = {
-            number: int(count)
-            for standing in checkpoint.instruments.values()
-            for number, count, *_ in standing["streams"]
-        }
-        return file, _Copy(chronicle, file, damaged, items, progress).run()
+        return file, _Copy(chronicle, file, damaged, checkpoint.items, progress).run()
     except BaseException as error:
         # After the disk has refused a write, HDF5 must not be touched again: it may crash.
         if isinstance(error, StorageError) or not isinstance(error, (OSError, RuntimeError)):
@@ -279,7 +275,7 @@ class _Copy:
 
     def run(self) -> list[Damage]:
         """Copy everything; returns what could not be."""
-        chunks = self._chronicle.chunks()
+        chunks, values = self._chronicle.chunks(), self._chronicle.items()
         wanted = {}
         for number, told in enumerate(self._chronicle.datasets):
             if told.path is not None and number in self._items and number in chunks:
@@ -298,7 +294,7 @@ class _Copy:
                     continue
                 dataset = _existing(self._file, number)
                 if dataset.variable:
-                    self._copy_values(dataset, told, self._items[number])
+                    self._copy_values(dataset, told, values.get(number, ()), self._items[number])
                 elif number in wanted:
                     self._copy_chunks(source, dataset, told, wanted[number])
                     dataset.grow(self._items[number] // told.chunk_items * told.chunk_items)
@@ -316,7 +312,7 @@ class _Copy:
         damaged = []
         for entry in entries:
             index = int(entry["index"])
-            payload = self._payload(source, told, entry)
+            payload = self._payload(source, entry)
             if payload is None:
                 damaged.append(index)
                 continue
@@ -332,12 +328,12 @@ class _Copy:
             size = told.chunk_items
             self._damages.append(Damage(dataset.path, chunks.start * size, chunks.stop * size, told.stream))
 
-    def _payload(self, source: int, told: ToldDataset, entry: npt.NDArray[np.void]) -> bytes | None:
+    def _payload(self, source: int, entry: npt.NDArray[np.void]) -> bytes | None:
         """Return the stored bytes of a chunk; ``None`` if they are not what was written."""
         length = int(entry["length"])
-        if entry["offset"] == INLINE:
+        if entry["reserved"] == INLINE:
             try:
-                return self._chronicle.load(told.inline[int(entry["index"])])
+                return self._chronicle.load_chunk(entry)
             except IncompleteFileError:
                 return None
         payload = _read(source, length, int(entry["offset"]), self._damaged)
@@ -353,11 +349,11 @@ class _Copy:
                 dataset.write_chunk(index, stand_in, dataset.skip_mask)
                 dataset.chunks_written += 1
 
-    def _copy_values(self, dataset: Dataset, told: ToldDataset, items: int) -> None:
+    def _copy_values(self, dataset: Dataset, told: ToldDataset, records: Sequence[Items], items: int) -> None:
         """Write items of variable length; what was written again counts as it was last."""
         pieces: list[_Piece] = []
         end = 0
-        for record in told.values:
+        for record in records:
             while pieces and end > record.first:  # written again from here on
                 piece = pieces.pop()
                 end = piece.first

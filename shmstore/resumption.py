@@ -15,14 +15,11 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from shmstore.checkpoint import Checkpoint, durable_checkpoint
-from shmstore.chronicle import INLINE, Chronicle, ToldDataset
+from shmstore.chronicle import LAST_CHUNKS, LAST_ITEMS, Chronicle, ToldDataset
 from shmstore.config import StorageConfig
 from shmstore.dataset import Dataset, RecordingFile, recovery_folder
-from shmstore.disk import sync_folder
+from shmstore.disk import DiskFile, sync_folder
 from shmstore.errors import BrokenError, IncompleteFileError, StorageError, refusal, storage_error
 from shmstore.journal import Journal
 from shmstore.ledger import Ledger
@@ -38,11 +35,6 @@ log = logging.getLogger("shmstore.writer")
 
 #: Room for a checkpoint at first; a larger one gets a larger ledger.
 LEDGER_BYTES = 256 * 1024
-#: Chunks of each dataset that are held against the journal before the file is taken up as it is: the last
-#: that were committed, which the kill may have met on their way.
-_CHECKED_CHUNKS = 2
-#: Items of a variable-length dataset that are held against the journal.
-_CHECKED_ITEMS = 4096
 
 
 def resume_writer(
@@ -77,7 +69,7 @@ def resume_writer(
     finish_replacing(path)
     ledger, checkpoint = open_ledger(session)
     journal = recovery_folder(path) / "journal"
-    chronicle = Chronicle(journal, checkpoint.position, journal=checkpoint.journal)
+    chronicle = _told(journal, checkpoint)
     if chronicle.short:  # it is not to be cut to what is left of it
         raise IncompleteFileError(f"{journal} is damaged: it ends at {chronicle.end}")
     step("recovery.resuming")
@@ -101,6 +93,12 @@ def resume_writer(
     writer.resume(chronicle, checkpoint, suspect, ending)
     step("recovery.resumed")
     return writer
+
+
+def _told(journal: Path, checkpoint: Checkpoint) -> Chronicle:
+    """Return what the journal tells to who goes on from a commit."""
+    with DiskFile.waiting():  # it may be long
+        return Chronicle(journal, checkpoint.position, items=checkpoint.items, journal=checkpoint.journal)
 
 
 def open_ledger(session: Session) -> tuple[Ledger, Checkpoint]:
@@ -141,55 +139,52 @@ def _take_up(path: Path, chronicle: Chronicle, checkpoint: Checkpoint) -> Record
     """Open the file where it was left; refuse if it is not what the journal tells."""
     file = RecordingFile.resume(path, Journal.reopen(chronicle.path, chronicle.end))
     try:
-        chunks = chronicle.chunks()
+        committed = checkpoint.items
         for number, told in enumerate(chronicle.datasets):
             if told.path is None:
                 file.datasets.append(None)
                 continue
             dataset = file.restore_dataset(told.path, told.stream, told.chunk_items, told.codec)
-            _restore_counts(dataset, chunks.get(number))
-        for standing in checkpoint.instruments.values():
-            for number, items, *_ in standing["streams"]:
-                dataset, told = file.datasets[number], chronicle.datasets[number]
-                if dataset is None:
-                    raise IncompleteFileError(f"dataset {number} is gone")
-                if dataset.variable:
-                    _check_values(dataset, told, chronicle, items)
-                else:
-                    _check_chunks(dataset, chunks.get(number), items)
+            _restore_counts(dataset, told, committed.get(number, 0))
+        for number, items in committed.items():
+            restored, told = file.datasets[number], chronicle.datasets[number]
+            if restored is None:
+                raise IncompleteFileError(f"dataset {number} is gone")
+            if restored.variable:
+                _check_values(restored, told, chronicle, items)
+            else:
+                _check_chunks(restored, told, items)
     except BaseException:
         file.close()
         raise
     return file
 
 
-def _restore_counts(dataset: Dataset, entries: npt.NDArray[np.void] | None) -> None:
+def _restore_counts(dataset: Dataset, told: ToldDataset, items: int) -> None:
     dataset.known_items = int(dataset.id.shape[0])
-    if entries is None:
-        return
-    dataset.bytes_written = int(entries["length"].sum())
-    dataset.chunks_written = len(entries)
-    checksums = np.zeros(int(entries["index"][-1]) + 1, "<u4")
-    checksums[entries["index"]] = entries["crc"]
-    dataset.checksums.frombytes(checksums.tobytes())
+    dataset.bytes_written = told.bytes_written
+    whole = items // told.chunk_items
+    # Chunks of the fill value that it was made with were never written.
+    dataset.chunks_written = max(0, whole - told.items // told.chunk_items)
     dataset.places = {
-        int(entry["index"]): (int(entry["offset"]), int(entry["length"]))
-        for entry in entries[-64:]
-        if entry["offset"] != INLINE
+        number: (chunk.offset, chunk.length)
+        for number, chunk in told.last_chunks.items()
+        if number >= whole and chunk.offset >= 0
     }
 
 
-def _check_chunks(dataset: Dataset, entries: npt.NDArray[np.void] | None, items: int) -> None:
+def _check_chunks(dataset: Dataset, told: ToldDataset, items: int) -> None:
     """Refuse a dataset whose last committed chunks are not what the journal says."""
     whole = items // dataset.chunk_items
     if dataset.known_items < whole * dataset.chunk_items:
         raise IncompleteFileError(f"{dataset.path} has {dataset.known_items} items, {items} were committed")
-    if entries is None:
-        return
-    for entry in entries[entries["index"] < whole][-_CHECKED_CHUNKS:]:
-        _, payload = dataset.stored_chunk(int(entry["index"]))
-        if len(payload) != int(entry["length"]) or crc32(payload) != int(entry["crc"]):
-            raise IncompleteFileError(f"chunk {entry['index']} of {dataset.path} is not what was written")
+    for number in range(max(0, whole - LAST_CHUNKS), whole):
+        chunk = told.last_chunks.get(number)
+        if chunk is None:
+            continue  # of the fill value
+        _, payload = dataset.stored_chunk(number)
+        if len(payload) != chunk.length or crc32(payload) != chunk.crc:
+            raise IncompleteFileError(f"chunk {number} of {dataset.path} is not what was written")
 
 
 def _check_values(dataset: Dataset, told: ToldDataset, chronicle: Chronicle, items: int) -> None:
@@ -201,11 +196,10 @@ def _check_values(dataset: Dataset, told: ToldDataset, chronicle: Chronicle, ite
     if dataset.known_items < items:
         raise IncompleteFileError(f"{dataset.path} has {dataset.known_items} items, {items} were committed")
     dataset.blank_references(items)
-    start = max(0, items - _CHECKED_ITEMS)
+    start = max(0, items - LAST_ITEMS)
     expected: dict[int, bytes] = {}
-    for record in told.values:
-        if record.first + record.items > start:
-            expected.update(enumerate(chronicle.values(record), record.first))
+    for record in told.last_items:
+        expected.update(enumerate(chronicle.values(record), record.first))
     found = dataset.read(start, items)
     for number, value in enumerate(found.tolist(), start):
         stored = value if isinstance(value, bytes) else bytes(value)
@@ -242,7 +236,7 @@ def _replace(
         log.error("%s was damaged on the disk: it is kept in %s", path, keep_aside(path).parent)
     replace_recording(path)
     journal = recovery_folder(path) / "journal"
-    return _take_up(path, Chronicle(journal, checkpoint.position), checkpoint), checkpoint
+    return _take_up(path, _told(journal, checkpoint), checkpoint), checkpoint
 
 
 def _unfinished_chunks(

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shmstore.codec import Codec
-from shmstore.dataset import RecordingFile
+from shmstore.dataset import RecordingFile, recovery_folder
 from shmstore.errors import IncompleteFileError, storage_error
-from shmstore.journal import NoJournal
+from shmstore.journal import Journal
 from shmstore.layout import ROWS, Node, Stream
 from shmstore.reader import Recording
 from shmstore.rebuilding import Progress
@@ -197,7 +197,12 @@ def _finish(beside: Path, standing: list[_Instrument], problems: list[str]) -> N
         for name, count in rows.items()
     ]
     account = {"producers": producers, "ok": False, "problems": problems}
-    file = RecordingFile.resume(beside, NoJournal())
+    folder = recovery_folder(beside)
+    try:
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        raise storage_error(error, "finish the copy", folder) from None
+    file = RecordingFile.resume(beside, Journal.create(folder / "journal", {}))
     try:
         totals = {}
         for place in (place for instrument in standing for place in instrument.places):
@@ -207,6 +212,7 @@ def _finish(beside: Path, standing: list[_Instrument], problems: list[str]) -> N
         file.flush()
         counted = {instrument.link: instrument.rows for instrument in standing}
         file.finish("partial", json.dumps(account), counted, totals)
+        file.discard_journal()
     except BaseException:
         file.close()
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shmstore.accounting import Account
-from shmstore.chronicle import INLINE, Chronicle, ToldTails
+from shmstore.chronicle import Chronicle, ToldTails
 from shmstore.codec import Codec
 from shmstore.errors import IncompleteFileError, StorageError
-from shmstore.journal import Journal, JournalReader
+from shmstore.journal import INLINE, Inline, Journal, JournalReader
 from shmstore.layout import Link, Stream, stream_to_dict
 
 NUMBERS = Stream("values", "n", "<i8", (2,), -1, attributes={"units": "m", "CATEGORIES": Link("c")})
@@ -140,15 +141,17 @@ def test_a_chunk_is_where_it_was_written_last(journal: Journal) -> None:
     journal.inline(1, 5, 1, 24, zlib.crc32(b"not for long"), b"not for long")
     journal.chunk(1, 5, 2, 24, 4000, 40, 4)
     found = tell(journal)
+    with JournalReader(journal.path) as reader:
+        place = next(record.offset for record in reader if isinstance(record, Inline))
     chunks = found.chunks()
     assert sorted(chunks) == [0, 1]
-    names = ["index", "filter_mask", "items", "offset", "length", "crc"]
+    names = ["index", "filter_mask", "items", "offset", "length", "crc", "reserved"]
     assert chunks[0][names].tolist() == [
-        (0, 3, 4, 3000, 30, 3),
-        (1, 1, 8, INLINE, 4, zlib.crc32(b"here")),
+        (0, 3, 4, 3000, 30, 3, 0),
+        (1, 1, 8, place, 4, zlib.crc32(b"here"), INLINE),
     ]
-    assert chunks[1][names].tolist() == [(5, 2, 24, 4000, 40, 4)]
-    assert found.load(found.datasets[0].inline[1]) == b"here"
+    assert chunks[1][names].tolist() == [(5, 2, 24, 4000, 40, 4, 0)]
+    assert found.load_chunk(chunks[0][1]) == b"here"
 
 
 @settings(max_examples=100, deadline=None)
@@ -188,9 +191,44 @@ def test_items_come_as_they_were_told(journal: Journal) -> None:
     journal.items(0, 0, [b"other"])
     journal.items(1, 1, [b"again", b"z"])
     found = tell(journal)
-    records = found.datasets[1].values
+    records = found.items()[1]
     assert [(record.first, record.items) for record in records] == [(0, 2), (1, 2)]
     assert [found.values(record) for record in records] == [[b"x", b""], [b"again", b"z"]]
+
+
+def test_of_a_long_journal_only_the_last_chunks_stay_in_memory(journal: Journal) -> None:
+    """Whoever takes a dead writer's place reads all of it, and keeps it for as long as it lives."""
+    for path in ("a", "b", "c", "gone"):
+        dataset(journal, path)
+    for number in range(10_000):  # a record each, as of so many commits
+        for which in (0, 1, 3):
+            journal.chunk(which, number, 0, 4 * number + 4, 1000 * number, 10, number)
+        journal.write()
+    journal.inline(1, 9999, 0, 40_000, 1, b"here")
+    position = journal.write()
+    tracemalloc.start()
+    found = Chronicle(journal.path, position, items={0: 39_998, 1: 40_000, 2: 0})
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 2**17  # the 3 MB that they were at some time
+    first, second, empty, gone = found.datasets
+    assert first.last_chunks == {number: (1000 * number, 10, number) for number in (9997, 9998, 9999)}
+    assert second.last_chunks == {9998: (9_998_000, 10, 9998), 9999: (-1, 4, 1)}
+    assert [told.bytes_written for told in found.datasets] == [100_000, 100_004, 0, 100_000]
+    assert empty.last_chunks == gone.last_chunks == {}
+    assert [len(entries) for entries in found.chunks().values()] == [10_000] * 3
+
+
+def test_of_a_long_journal_only_the_last_items_stay_in_memory(journal: Journal) -> None:
+    dataset(journal, "a", TEXT)
+    for first in range(0, 20_000, 2):
+        journal.items(0, first, [b"x", b"y"])
+    position = journal.write()
+    found = Chronicle(journal.path, position, items={0: 19_999})
+    last = found.datasets[0].last_items
+    assert (last[0].first, last[-1].first, len(last)) == (15_902, 19_998, 2049)
+    assert Chronicle(journal.path, position).datasets[0].last_items == []
+    assert len(found.items()[0]) == 10_000
 
 
 # -- what never was --------------------------------------------------------------------------------------

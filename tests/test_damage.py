@@ -16,9 +16,9 @@ import pytest
 
 import shmstore
 from shmstore import HDF5Storage
-from shmstore.chronicle import INLINE, Chronicle
+from shmstore.chronicle import Chronicle
 from shmstore.dataset import recovery_folder
-from shmstore.journal import Journal
+from shmstore.journal import INLINE, Journal
 from shmstore.leftovers import find_files
 from shmstore.recovery import RecoveryReport, recover
 
@@ -84,10 +84,10 @@ class Left:
         number = self.number(dataset)
         journal, place = self.chronicle.path, -1
         if self.chronicle.datasets[number].stream.variable:
-            place = self.chronicle.datasets[number].values[chunk].offset + 3
+            place = self.chronicle.items()[number][chunk].offset + 3
         else:
             entry = self.chronicle.chunks()[number][chunk]
-            assert entry["offset"] != INLINE
+            assert entry["reserved"] != INLINE
             journal, place = self.path, int(entry["offset"] + entry["length"] // 2)
         with journal.open("r+b") as file:
             file.seek(place)

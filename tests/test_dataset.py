@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import tracemalloc
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -345,6 +346,38 @@ def test_a_dataset_that_replaces_another_is_written_on_at_its_new_place(file: Re
         assert "beside" not in found
 
 
+def test_chunks_that_were_written_take_no_memory(file: RecordingFile) -> None:
+    dataset = make(file)
+    payload = chunk(1, 2, 3, 4)
+
+    def write(chunks: range) -> None:
+        for index in chunks:
+            dataset.grow(4 * index + 4)
+            dataset.write_chunk(index, payload, dataset.skip_mask)
+            if index % 1000 == 999:
+                file.flush()
+
+    write(range(1000))
+    tracemalloc.start()
+    write(range(1000, 11_000))
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 10_000  # less than a byte each
+
+
+def test_memory_of_the_index_of_chunks_is_given_back_by_the_flush(file: RecordingFile) -> None:
+    dataset = make(file)
+    generation = file.generation
+    dataset.grow(4 * 2_000_000)
+    file.flush()
+    assert file.generation > generation
+    assert file.metadata_bytes == 0
+    dataset.write_chunk(1_999_999, chunk(1, 2, 3, 4), dataset.skip_mask)
+    file.flush()
+    with reopened(file) as found:
+        assert found["n"][-5:].tolist() == [0, 1, 2, 3, 4]
+
+
 def test_memory_of_variable_items_is_given_back_by_the_flush(file: RecordingFile) -> None:
     dataset = make(file, "text", NONE, Stream("values", "text", "utf8"))
     generation = file.generation
@@ -353,7 +386,7 @@ def test_memory_of_variable_items_is_given_back_by_the_flush(file: RecordingFile
         dataset.grow(row + 1)
         dataset.write_variable(row, text)
         file.flush()
-        assert file.heap_bytes < 2**25 + 2**21
+        assert file.metadata_bytes < 2**25 + 2**21
     assert file.generation > generation
     assert dataset.bytes_written >= 40 * 2**20
     with reopened(file) as found:
@@ -464,16 +497,14 @@ def check_places(file: RecordingFile, *, inline: int = 0) -> None:
             )
             assert entries.dtype == ENTRY
             assert sorted(infos) == entries["index"].tolist()
-            checksums = {index: crc for index, crc in enumerate(dataset.checksums) if index in infos}
-            assert checksums == dict(zip(entries["index"].tolist(), entries["crc"].tolist(), strict=True))
             for entry in entries:
                 info = infos[int(entry["index"])]
                 payload = stored[info.byte_offset : info.byte_offset + info.size]
                 assert (len(payload), zlib.crc32(payload)) == (int(entry["length"]), int(entry["crc"]))
                 assert info.filter_mask == int(entry["filter_mask"])
-                if int(entry["index"]) in told_dataset.inline and entry["offset"] == 2**64 - 1:
+                if entry["reserved"]:
                     found_inline += 1
-                    assert chronicle.load(told_dataset.inline[int(entry["index"])]) == payload
+                    assert chronicle.load_chunk(entry) == payload
                 else:
                     assert info.byte_offset == int(entry["offset"])
     assert found_inline == inline
@@ -563,7 +594,8 @@ def test_items_that_hdf5_places_are_told_themselves(file: RecordingFile) -> None
 def test_checksums_stand_at_the_numbers_of_their_chunks(file: RecordingFile) -> None:
     with file.structure():
         file.create_instrument("cam", {})
-    dataset, empty = make(file, "cam/n", GZIP), make(file, "cam/empty")
+    dataset = make(file, "cam/n", GZIP)
+    make(file, "cam/empty")
     gone = make(file, "cam/gone")
     gone.grow(4)
     gone.write_chunk(0, chunk(1, 2, 3, 4), 0)
@@ -571,13 +603,29 @@ def test_checksums_stand_at_the_numbers_of_their_chunks(file: RecordingFile) -> 
     dataset.grow(16)
     for index in (3, 1):
         dataset.write_chunk(index, chunk(index, 0, 0, 0), dataset.skip_mask)
-    assert (len(empty.checksums), dataset.checksums[0], dataset.checksums[2]) == (0, 0, 0)
     file.finish("complete", "{}", {"cam": 16})
     with h5py.File(file.path) as found:
         checksums = found["_shmstore/checksums"]
         assert {checksums[name].attrs["path"]: checksums[name][:].tolist() for name in checksums} == {
             "/cam/n": [0, zlib.crc32(chunk(1, 0, 0, 0)), 0, zlib.crc32(chunk(3, 0, 0, 0))]
         }
+    file.path.unlink()
+
+
+def test_of_a_damaged_journal_no_checksum_is_kept(file: RecordingFile) -> None:
+    """Those in front of the damage would make the chunks behind it look damaged."""
+    dataset = make(file)
+    dataset.grow(8)
+    for index in range(2):
+        dataset.write_chunk(index, chunk(index, 0, 0, 0), dataset.skip_mask)
+        file.flush()
+    with (recovery_folder(file.path) / "journal").open("r+b") as journal:
+        journal.seek(-10, os.SEEK_END)  # in the second record
+        journal.write(b"damage")
+    file.finish("complete", "{}", {})
+    with h5py.File(file.path) as found:
+        assert list(found["_shmstore/checksums"]) == []
+        assert found["n"][::4].tolist() == [0, 1]
     file.path.unlink()
 
 

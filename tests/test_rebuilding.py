@@ -19,10 +19,11 @@ import pytest
 import shmstore
 from shmstore import HDF5Storage
 from shmstore.checkpoint import Checkpoint
-from shmstore.chronicle import INLINE, Chronicle
+from shmstore.chronicle import Chronicle
 from shmstore.codec import Codec
 from shmstore.dataset import Dataset, RecordingFile, recovery_folder
 from shmstore.errors import IncompleteFileError, StorageError
+from shmstore.journal import INLINE
 from shmstore.layout import Stream
 from shmstore.rebuilding import Damage, rebuild
 from shmstore.tailfile import TailFile
@@ -219,7 +220,7 @@ def test_of_the_old_file_only_the_chunks_are_needed(recorded: Recorded, left: Pa
     rubbish = np.random.default_rng(1).integers(0, 256, len(stored), np.uint8)
     kept = 0
     for entries in chronicle.chunks().values():
-        for entry in entries[entries["offset"] != INLINE]:
+        for entry in entries[entries["reserved"] != INLINE]:
             place = slice(int(entry["offset"]), int(entry["offset"] + entry["length"]))
             rubbish[place] = stored[place]
             kept += int(entry["length"])
@@ -380,7 +381,8 @@ def test_chunks_in_the_journal_itself_are_taken_from_there(file: RecordingFile) 
         dataset.grow(4 * index + 4)
         dataset.write_chunk(index, payload, mask)
     file.flush()
-    assert list(Chronicle(recovery_folder(file.path) / "journal").datasets[0].inline) == [0]
+    entries = Chronicle(recovery_folder(file.path) / "journal").chunks()[0]
+    assert entries["reserved"].tolist() == [INLINE, 0]
     values, problems = made_anew(file, {0: 8})
     assert problems == []
     assert values["n"].tolist() == [7, 0, 0, 0, 5, 0, 0, 0]
@@ -401,7 +403,7 @@ def test_items_of_variable_length_that_are_damaged_are_named_and_empty(file: Rec
         dataset.write_variable(start, objects(*values))
         file.flush()
     journal = recovery_folder(file.path) / "journal"
-    records = Chronicle(journal).datasets[0].values
+    records = Chronicle(journal).items()[0]
     spoil(journal, records[1].offset + records[1].length - 1)
     spoil(journal, records[3].offset + 1)
     values, problems = made_anew(file, {0: 6})
@@ -418,7 +420,7 @@ def test_a_damaged_chunk_in_the_journal_is_named(file: RecordingFile) -> None:
     dataset.write_chunk(1, np.arange(4), 3)
     file.flush()
     journal = recovery_folder(file.path) / "journal"
-    spoil(journal, Chronicle(journal).datasets[0].inline[0].offset)
+    spoil(journal, int(Chronicle(journal).chunks()[0][0]["offset"]))
     values, problems = made_anew(file, {0: 8})
     assert values["n"].tolist() == [-1] * 4 + [0, 1, 2, 3]
     assert [str(damage) for damage in problems] == ["items 0 to 3 of 'n' are damaged on the disk"]
