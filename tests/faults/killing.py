@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,11 +31,10 @@ import psutil
 import pyarrow.compute as pc
 from processes.ledger import plain_rows
 from processes.programs import TIMEOUT_S, environment
-from processes.rows import SCHEMA, Numbers, batch, sizes, values
+from processes.rows import SCHEMA, Numbers, batch, endless_sizes, sizes, values
 
 INSTRUMENTS = ("left", "right")
 LARGEST_ROWS = 4000  # such a batch is never cut into slices: it is sealed whole or not at all
-BATCHES = 1_000_000  # more than any producer will put
 _FILE = "daq.h5"
 MARK = "CREW_FOLDER"  # in the environment of the owner and of all that it starts
 
@@ -68,13 +67,12 @@ def _put(folder: Path, name: str, number: int, seconds: float, pause_s: float) -
     """Put for so long, with pauses; the count of batches is stored after each."""
     import shmstore
 
-    plan = sizes(number, 0, BATCHES, LARGEST_ROWS).tolist()
     path = _sealed_path(folder, number)
     with shmstore.connect(name) as client, path.open("r+b") as file, mmap.mmap(file.fileno(), 8) as memory:
         with memoryview(memory).cast("Q") as sealed:
             producer = client.producer(INSTRUMENTS[number % 2], SCHEMA)
             until = 0.0
-            for sequence, rows in enumerate(plan):
+            for sequence, rows in enumerate(endless_sizes(number, 0, LARGEST_ROWS)):
                 if sequence and time.monotonic() >= until:
                     break
                 producer.put(batch(number, sequence, rows), timeout=TIMEOUT_S)
@@ -251,6 +249,10 @@ def living(folder: Path) -> list[psutil.Process]:
 
 # -- the check -------------------------------------------------------------------------------------------
 
+_MOST_NAMED = 100_000  # rows of a kind that are named, where all may be wrong
+
+Run = tuple[int, int]  # places of rows that follow one another: the first, and the one after the last
+
 
 def _no_rows() -> Numbers:
     return np.empty((0, 3), np.int64)
@@ -259,6 +261,8 @@ def _no_rows() -> Numbers:
 @dataclass
 class Findings:
     """What is wrong with the rows of a file; each is an array ``(rows, 3)`` of producer, sequence and row.
+
+    Of each kind 100,000 rows are named at most.
 
     Attributes
     ----------
@@ -307,6 +311,8 @@ class Findings:
 def check_file(path: Path, sealed: Mapping[int, int]) -> Findings:
     """Compare a file of a crew, read through plain h5py, with what was sealed.
 
+    It is read piece by piece, so that it may be larger than memory.
+
     Parameters
     ----------
     path
@@ -318,18 +324,17 @@ def check_file(path: Path, sealed: Mapping[int, int]) -> Findings:
     with h5py.File(path, "r") as file:
         for side, name in enumerate(INSTRUMENTS):
             mine = {number: count for number, count in sealed.items() if number % 2 == side}
-            rows = read_rows(file[name], name, found) if name in file else _no_rows()
-            judge(rows, mine, found)
+            judge(read_rows(file[name], name, found) if name in file else (), mine, found)
     return found
 
 
-def read_rows(group: Any, name: str, found: Findings) -> Numbers:
-    """Return producer, sequence and row of all rows; note those whose other values are not theirs."""
+def read_rows(group: Any, name: str, found: Findings) -> Iterator[Numbers]:
+    """Give producer, sequence and row of all rows, in pieces; note whose other values are not theirs."""
     missing = [f"{name}/{column} is missing" for column in SCHEMA.names if column not in group]
     if missing:
         # Nothing at all is what an instrument looks like before its first batch.
         found.uneven += missing if len(missing) < len(SCHEMA.names) else []
-        return _no_rows()
+        return
     lengths = {column: _length(group[column]) for column in SCHEMA.names}
     rows = min(int(group.attrs["NROWS"]), *lengths.values())
     found.uneven += [
@@ -338,7 +343,6 @@ def read_rows(group: Any, name: str, found: Findings) -> Numbers:
         if length != group.attrs["NROWS"]
     ]
     found.rows += rows
-    parts = []
     for read in plain_rows(group, rows):
         part = np.stack([read["producer"], read["sequence"], read["row"].astype(np.int64)], axis=1)
         held = values(*part.T)
@@ -347,8 +351,7 @@ def read_rows(group: Any, name: str, found: Findings) -> Numbers:
         if "null" in read:
             right &= read["null"] == held["null"]
         _add(found, "altered", part[~right])
-        parts.append(part)
-    return np.concatenate(parts) if parts else _no_rows()
+        yield part
 
 
 def _length(stored: Any) -> int:
@@ -356,40 +359,91 @@ def _length(stored: Any) -> int:
 
 
 def judge(
-    rows: Numbers, sealed: Mapping[int, int], found: Findings, largest_rows: int = LARGEST_ROWS
+    pieces: Iterable[Numbers], sealed: Mapping[int, int], found: Findings, largest_rows: int = LARGEST_ROWS
 ) -> None:
     """Compare the rows of one instrument with what its producers put, in batches of up to so many rows."""
-    _add(found, "invented", rows[~np.isin(rows[:, 0], list(sealed))])
+    # Where each batch begins if all rows of the producer stand in a row; one more may have been sealed.
+    starts = {
+        number: np.concatenate([[0], np.cumsum(sizes(number, 0, count + 1, largest_rows))])
+        for number, count in sealed.items()
+    }
+    runs: dict[int, list[Run]] = {number: [] for number in sealed}
+    for rows in pieces:
+        _add(found, "invented", rows[~np.isin(rows[:, 0], list(sealed))])
+        for number, count in sealed.items():
+            mine = rows[rows[:, 0] == number]
+            sequence, row = mine[:, 1], mine[:, 2]
+            known = (sequence >= 0) & (sequence <= count)
+            at = starts[number][np.where(known, sequence, 0)]
+            known &= (row >= 0) & (row < starts[number][np.where(known, sequence, 0) + 1] - at)
+            _add(found, "invented", mine[~known])
+            _extend(runs[number], (at + row)[known])
     for number, count in sealed.items():
-        # Where each batch begins if all rows of the producer stand in a row; one more may have been sealed.
-        starts = np.concatenate([[0], np.cumsum(sizes(number, 0, count + 1, largest_rows))])
-        mine = rows[rows[:, 0] == number]
-        sequence, row = mine[:, 1], mine[:, 2]
-        known = (sequence >= 0) & (sequence <= count)
-        at = starts[np.where(known, sequence, 0)]
-        known &= (row >= 0) & (row < starts[np.where(known, sequence, 0) + 1] - at)
-        _add(found, "invented", mine[~known])
-        places = (at + row)[known]
-        times = np.bincount(places, minlength=starts[-1])
-        uncounted = int(np.count_nonzero(times[starts[count] :]))
-        if uncounted:
-            found.uncounted[number] = uncounted
-        due = starts[count + 1] if uncounted else starts[count]
+        _judge_runs(runs[number], number, starts[number], int(starts[number][count]), found)
 
-        def named(wanted: Numbers, number: int = number, starts: Numbers = starts) -> Numbers:
-            of = np.searchsorted(starts, wanted, side="right") - 1
-            return np.stack([np.full(len(wanted), number), of, wanted - starts[of]], axis=1)
 
-        _add(found, "lost", named(np.flatnonzero(times[:due] == 0)))
-        _add(found, "doubled", named(np.flatnonzero(times > 1)))
+def _extend(runs: list[Run], places: Numbers) -> None:
+    """Take in places in the order in which their rows stand in the file."""
+    for part in np.split(places, np.flatnonzero(np.diff(places) != 1) + 1) if len(places) else ():
+        start, stop = int(part[0]), int(part[-1]) + 1
+        if runs and runs[-1][1] == start:
+            start, _ = runs.pop()
+        runs.append((start, stop))
+
+
+def _judge_runs(runs: list[Run], number: int, starts: Numbers, counted: int, found: Findings) -> None:
+    """Find out what of a producer's rows is lost, doubled or out of order; so many have been counted."""
+    seen: list[Run] = []  # sorted, and apart from one another
+    doubled: list[Run] = []
+    disordered: list[Run] = []
+    top = 0
+    for run in runs:
         # A row that is there twice is judged by its first place.
-        once, first = np.unique(places, return_index=True)
-        order = once[np.argsort(first)]
-        _add(found, "disordered", named(order[order < np.maximum.accumulate(order)]))
+        for start, stop in _without(run, seen):
+            if start < top:
+                disordered.append((start, min(stop, top)))
+            top = max(top, stop)
+        for again in _within(run, seen):
+            doubled += _without(again, sorted(doubled))
+        seen = _joined([*seen, run])
+    uncounted = sum(stop - start for start, stop in _within((counted, int(starts[-1])), seen))
+    if uncounted:
+        found.uncounted[number] = uncounted
+    due = (0, int(starts[-1]) if uncounted else counted)
+    wrong = {"lost": _without(due, seen), "doubled": sorted(doubled), "disordered": disordered}
+    for name, parts in wrong.items():
+        for start, stop in parts:
+            places = np.arange(start, min(stop, start + _MOST_NAMED))
+            of = np.searchsorted(starts, places, side="right") - 1
+            _add(found, name, np.stack([np.full(len(places), number), of, places - starts[of]], axis=1))
+
+
+def _within(run: Run, others: Iterable[Run]) -> list[Run]:
+    """Return the parts of a run that are in others."""
+    parts = [(max(run[0], start), min(run[1], stop)) for start, stop in others]
+    return [(start, stop) for start, stop in parts if start < stop]
+
+
+def _without(run: Run, others: Iterable[Run]) -> list[Run]:
+    """Return the parts of a run that are in none of others, which are sorted."""
+    edges = [run[0], *(edge for part in _within(run, others) for edge in part), run[1]]
+    return [(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True) if start < stop]
+
+
+def _joined(runs: list[Run]) -> list[Run]:
+    """Return runs sorted, with those put together that touch."""
+    joined: list[Run] = []
+    for start, stop in sorted(runs):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = joined[-1][0], max(stop, joined[-1][1])
+        else:
+            joined.append((start, stop))
+    return joined
 
 
 def _add(found: Findings, name: str, rows: Numbers) -> None:
-    setattr(found, name, np.concatenate([getattr(found, name), rows]))
+    if len(rows):
+        setattr(found, name, np.concatenate([getattr(found, name), rows])[:_MOST_NAMED])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -197,10 +197,10 @@ def check(folder: Path) -> Findings:
     with h5py.File(folder / "out" / FILE, "r") as file:
         for ring, count in sealed(folder).items():
             name = RINGS[ring]
-            rows: Numbers = np.empty((0, 3), np.int64)
+            rows: Iterable[Numbers] = ()
             if name in file and "row" in file[name]:
                 rows = (
-                    read_rows(file[name], name, found) if ring < 2 else _read_plain(file[name], name, found)
+                    read_rows(file[name], name, found) if ring < 2 else [_read_plain(file[name], name, found)]
                 )
             judge(rows, {ring: count}, found, LARGEST_ROWS)
     return found

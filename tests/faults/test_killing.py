@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 from faults.killing import INSTRUMENTS, LARGEST_ROWS, Findings, check_file, read_sealed, run_crew
-from processes.rows import SCHEMA, batch, sizes
+from processes.rows import SCHEMA, batch, endless_sizes, sizes
 
 import shmstore
 
@@ -103,6 +104,11 @@ def test_a_whole_file_is_right(recorded: Path) -> None:
     assert found.ok
     assert wrong(found) == {}
     assert str(found) == f"{found.rows} rows"
+
+
+def test_what_a_producer_puts_has_no_end_and_is_known() -> None:
+    planned = itertools.islice(endless_sizes(1, 0, LARGEST_ROWS), 2500)
+    assert list(planned) == sizes(1, 0, 2500, LARGEST_ROWS).tolist()
 
 
 def test_a_batch_beyond_those_counted_is_whole_or_not_there(recorded: Path) -> None:

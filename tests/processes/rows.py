@@ -6,6 +6,7 @@ this module, so it imports little.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -57,3 +58,10 @@ def batch(producer: int, sequence: int, rows: int) -> pa.RecordBatch:
 def sizes(producer: int, instrument: int, batches: int, largest: int = 5000) -> Numbers:
     """Return the row counts of a producer's batches for an instrument, 1 to ``largest``."""
     return np.random.default_rng([producer, instrument]).integers(1, largest, batches, endpoint=True)
+
+
+def endless_sizes(producer: int, instrument: int, largest: int = 5000) -> Iterator[int]:
+    """Give the same row counts one by one, without an end."""
+    random = np.random.default_rng([producer, instrument])
+    while True:
+        yield from random.integers(1, largest, 1000, endpoint=True).tolist()
