@@ -5,6 +5,7 @@ Nothing here knows what is measured.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 import resource
@@ -50,7 +51,7 @@ class Run(Protocol):
         """Clear up what there is, after a failure."""
 
 
-class FileRun:
+class FileRun(abc.ABC):
     """A `Run` that makes one file, or one folder, and learns how large it is. To be derived from.
 
     Parameters
@@ -71,12 +72,12 @@ class FileRun:
         self.touches = touches
         self._path = path
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027 (most have nothing to get ready)
         """Nothing: the batches are made, the file is created on the clock."""
 
+    @abc.abstractmethod
     def run(self) -> None:
         """Make it, synced and closed."""
-        raise NotImplementedError
 
     def finish(self) -> dict[str, Any]:
         """Remove what was made."""
