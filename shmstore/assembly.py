@@ -24,7 +24,7 @@ from shmstore import chunking
 from shmstore.buffers import Items
 from shmstore.codec import Codec
 from shmstore.config import ResolvedInstrument
-from shmstore.dataset import Dataset, RecordingFile
+from shmstore.dataset import Dataset
 from shmstore.dictionaries import Dictionaries
 from shmstore.encoding import Intake, dictionary_nodes, encode
 from shmstore.errors import BrokenError, IncompleteFileError, InvalidValueError
@@ -34,6 +34,7 @@ from shmstore.nulls import nulls
 from shmstore.physical import physical_type
 from shmstore.pipeline import Chunk, CodecPipeline
 from shmstore.planning import plan
+from shmstore.recordingfile import RecordingFile
 from shmstore.schema import to_json
 from shmstore.steps import step
 from shmstore.streams import ChunkAssembler, Standing, VariableAssembler

@@ -21,10 +21,11 @@ from typing import NoReturn
 import shmstore.payload  # noqa: F401 (loaded before the recording begins, not while its first chunk waits)
 from shmstore.config import StorageConfig
 from shmstore.control import Message, error_reply
-from shmstore.dataset import RecordingFile, remove_recovery_folder
 from shmstore.disk import DiskFile
 from shmstore.errors import BrokenError, ShmStoreError, StorageError, refusal, storage_error
 from shmstore.ledger import Ledger
+from shmstore.recordingfile import RecordingFile
+from shmstore.recoveryfolder import remove_recovery_folder
 from shmstore.resumption import LEDGER_BYTES, resume_writer
 from shmstore.session import Session, State
 from shmstore.steps import step

@@ -19,7 +19,6 @@ from shmstore.assembly import InstrumentAssembly, Ticket
 from shmstore.batch import PlainLayout, read_ipc
 from shmstore.buffers import Items
 from shmstore.config import ResolvedInstrument, StorageConfig
-from shmstore.dataset import RecordingFile
 from shmstore.errors import BrokenError, ConfigError, InvalidValueError, SchemaMismatchError
 from shmstore.evolution import Evolution, evolve, history_from_json, project
 from shmstore.form import Forms, plain_items
@@ -27,6 +26,7 @@ from shmstore.names import RESERVED_INSTRUMENT_ATTRIBUTES, instrument_link
 from shmstore.physical import physical_schema
 from shmstore.pipeline import CodecPipeline
 from shmstore.planning import plan
+from shmstore.recordingfile import RecordingFile
 from shmstore.ring import Kind, Run
 from shmstore.schema import first_difference
 from shmstore.session import Session

@@ -20,10 +20,11 @@ import numpy.typing as npt
 from shmstore.checkpoint import Checkpoint
 from shmstore.chronicle import Chronicle, ToldDataset
 from shmstore.codec import Codec
-from shmstore.dataset import Dataset, RecordingFile
+from shmstore.dataset import Dataset
 from shmstore.errors import IncompleteFileError, StorageError, storage_error
 from shmstore.journal import INLINE, Items
 from shmstore.layout import Stream, stream_from_dict
+from shmstore.recordingfile import RecordingFile
 from shmstore.segment import align
 from shmstore.signature import crc32
 from shmstore.steps import step

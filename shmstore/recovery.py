@@ -26,7 +26,6 @@ from shmstore.checkpoint import Checkpoint
 from shmstore.chronicle import Chronicle
 from shmstore.config import StorageConfig
 from shmstore.damage import losses
-from shmstore.dataset import note_losses, recovery_folder, remove_recovery_folder
 from shmstore.disk import sync_folder
 from shmstore.errors import BrokenError, IncompleteFileError, ShmStoreError, StorageError, storage_error
 from shmstore.journal import JournalReader, is_of_another_version
@@ -35,6 +34,8 @@ from shmstore.leftovers import is_written
 from shmstore.queue import DescriptorQueue
 from shmstore.reader import Recording
 from shmstore.rebuilding import Damage, Progress, mend_tails, rebuild
+from shmstore.recordingfile import note_losses
+from shmstore.recoveryfolder import recovery_folder, remove_recovery_folder
 from shmstore.resumption import (
     LEDGER_BYTES,
     discard,

@@ -18,12 +18,14 @@ from pathlib import Path
 from shmstore.checkpoint import Checkpoint, durable_checkpoint
 from shmstore.chronicle import LAST_CHUNKS, LAST_ITEMS, Chronicle, ToldDataset
 from shmstore.config import StorageConfig
-from shmstore.dataset import Dataset, RecordingFile, recovery_folder
+from shmstore.dataset import Dataset
 from shmstore.disk import DiskFile, sync_folder
 from shmstore.errors import BrokenError, IncompleteFileError, StorageError, refusal, storage_error
 from shmstore.journal import Journal
 from shmstore.ledger import Ledger
 from shmstore.rebuilding import rebuild
+from shmstore.recordingfile import RecordingFile
+from shmstore.recoveryfolder import recovery_folder
 from shmstore.session import Session
 from shmstore.signature import crc32
 from shmstore.steps import step

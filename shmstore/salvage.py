@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shmstore.codec import Codec
-from shmstore.dataset import RecordingFile, recovery_folder
 from shmstore.errors import IncompleteFileError, storage_error
 from shmstore.journal import Journal
 from shmstore.layout import ROWS, Node, Stream
 from shmstore.reader import Recording
 from shmstore.rebuilding import Progress
 from shmstore.recorded import Instrument
+from shmstore.recordingfile import RecordingFile
+from shmstore.recoveryfolder import recovery_folder
 from shmstore.superblock import repair_superblock
 from shmstore.verification import Tell, verify
 

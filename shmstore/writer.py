@@ -30,13 +30,14 @@ from shmstore.checkpoint import Checkpoint, durable_checkpoint
 from shmstore.chronicle import Chronicle
 from shmstore.config import StorageConfig
 from shmstore.control import Message, error_reply
-from shmstore.dataset import RecordingFile, recovery_folder
 from shmstore.errors import BrokenError, InvalidValueError, ShmStoreError, storage_error
 from shmstore.instruments import Follows, Instrument, Instruments, decoded_schema
 from shmstore.ledger import Ledger
 from shmstore.physical import retyped
 from shmstore.pipeline import Chunk, CodecPipeline, Commit
 from shmstore.quarantine import Quarantine
+from shmstore.recordingfile import RecordingFile
+from shmstore.recoveryfolder import recovery_folder
 from shmstore.ring import Kind, Run, Slot
 from shmstore.segment import fence
 from shmstore.service import ControlService, Peer

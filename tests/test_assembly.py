@@ -23,7 +23,6 @@ from shmstore.assembly import InstrumentAssembly
 from shmstore.checkpoint import Checkpoint
 from shmstore.chronicle import Chronicle
 from shmstore.config import StorageConfig
-from shmstore.dataset import RecordingFile, recovery_folder
 from shmstore.errors import (
     BrokenError,
     ConfigError,
@@ -39,6 +38,8 @@ from shmstore.pipeline import CodecPipeline
 from shmstore.planning import plan
 from shmstore.rebuilding import rebuild
 from shmstore.recorded import Instrument
+from shmstore.recordingfile import RecordingFile
+from shmstore.recoveryfolder import recovery_folder
 from shmstore.tails import Tails
 
 WIDTH = 3

@@ -17,10 +17,10 @@ import pytest
 import shmstore
 from shmstore import HDF5Storage
 from shmstore.chronicle import Chronicle
-from shmstore.dataset import recovery_folder
 from shmstore.journal import INLINE, Journal
 from shmstore.leftovers import find_files
 from shmstore.recovery import RecoveryReport, recover
+from shmstore.recoveryfolder import recovery_folder
 
 ROWS = 5000  # more than a chunk of a mask
 LOST = "what was accepted after the last durable flush went with the machine's memory"

@@ -20,10 +20,12 @@ from children import Child
 
 from shmstore.chronicle import Chronicle
 from shmstore.codec import Codec
-from shmstore.dataset import Dataset, RecordingFile, recovery_folder
+from shmstore.dataset import Dataset
 from shmstore.errors import StorageError
 from shmstore.journal import ENTRY, Chunks, Inline, Items, Journal, JournalReader, Operation, Record
 from shmstore.layout import Link, Stream, stream_from_dict
+from shmstore.recordingfile import RecordingFile
+from shmstore.recoveryfolder import recovery_folder
 
 NUMBERS = Stream("values", "n", "<i8")
 NONE, GZIP = Codec.parse("none"), Codec.parse("gzip")
@@ -111,7 +113,7 @@ def test_a_read_only_folder_is_said(tmp_path: Path) -> None:
     folder.mkdir(mode=0o555)
     with Child(
         "import os",
-        "from shmstore.dataset import RecordingFile",
+        "from shmstore.recordingfile import RecordingFile",
         "from shmstore.errors import StorageError",
         "if os.getuid() == 0: os.setuid(65534)",
         "try:",
@@ -203,7 +205,7 @@ def test_what_was_flushed_outlives_a_killed_writer(tmp_path: Path) -> None:
     path = tmp_path / "killed.h5"
     with Child(
         "from shmstore.codec import Codec",
-        "from shmstore.dataset import RecordingFile",
+        "from shmstore.recordingfile import RecordingFile",
         "from shmstore.layout import Stream",
         f"file = RecordingFile.create(Path({str(path)!r}), {{}}, '{{}}')",
         "with file.structure():",
@@ -767,7 +769,7 @@ def test_checksums_that_the_disk_refuses_are_no_end_of_the_file(tmp_path: Path) 
         "import os, resource",
         "from pathlib import Path",
         "import numpy as np",
-        "import shmstore.dataset as module",
+        "import shmstore.recordingfile as module",
         "from shmstore.codec import Codec",
         "from shmstore.layout import Stream",
         f"file = module.RecordingFile.create(Path({str(tmp_path / 'recording.h5')!r}), {{}}, '{{}}')",

@@ -15,7 +15,6 @@ import pytest
 from shmstore.checkpoint import Checkpoint
 from shmstore.chronicle import Chronicle
 from shmstore.config import StorageConfig
-from shmstore.dataset import RecordingFile, recovery_folder
 from shmstore.errors import (
     BrokenError,
     ConfigError,
@@ -25,6 +24,8 @@ from shmstore.errors import (
 from shmstore.instruments import Instruments, check_metadata, decoded_schema
 from shmstore.pipeline import CodecPipeline
 from shmstore.rebuilding import rebuild
+from shmstore.recordingfile import RecordingFile
+from shmstore.recoveryfolder import recovery_folder
 from shmstore.session import Session
 from shmstore.tails import Tails
 

@@ -17,10 +17,11 @@ import pytest
 
 from shmstore import pipeline as pipeline_module
 from shmstore.codec import Codec
-from shmstore.dataset import Dataset, RecordingFile
+from shmstore.dataset import Dataset
 from shmstore.errors import StorageError
 from shmstore.layout import Stream
 from shmstore.pipeline import Chunk, CodecPipeline, Encode
+from shmstore.recordingfile import RecordingFile
 
 ITEMS = 512
 CHUNK_BYTES = 8 * ITEMS

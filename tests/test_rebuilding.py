@@ -21,11 +21,13 @@ from shmstore import HDF5Storage
 from shmstore.checkpoint import Checkpoint
 from shmstore.chronicle import Chronicle
 from shmstore.codec import Codec
-from shmstore.dataset import Dataset, RecordingFile, recovery_folder
+from shmstore.dataset import Dataset
 from shmstore.errors import IncompleteFileError, StorageError
 from shmstore.journal import INLINE
 from shmstore.layout import Stream
 from shmstore.rebuilding import Damage, rebuild
+from shmstore.recordingfile import RecordingFile
+from shmstore.recoveryfolder import recovery_folder
 from shmstore.tailfile import TailFile
 
 #: Of which there are three times as many: more than the chunk of a mask holds.

@@ -18,8 +18,8 @@ from wrecks import BATCH, ROWS, kill_both, wreck
 import shmstore
 from shmstore import HDF5Storage
 from shmstore.chronicle import Chronicle
-from shmstore.dataset import recovery_folder
 from shmstore.recovery import recover
+from shmstore.recoveryfolder import recovery_folder
 from shmstore.salvage import GONE
 from shmstore.superblock import lookup3
 

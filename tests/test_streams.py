@@ -18,11 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shmstore.codec import Codec
-from shmstore.dataset import Dataset, RecordingFile, recovery_folder
+from shmstore.dataset import Dataset
 from shmstore.errors import BrokenError
 from shmstore.journal import Journal, JournalReader
 from shmstore.layout import Stream
 from shmstore.pipeline import Chunk, CodecPipeline, Encode
+from shmstore.recordingfile import RecordingFile
+from shmstore.recoveryfolder import recovery_folder
 from shmstore.streams import ChunkAssembler, Standing, VariableAssembler
 from shmstore.tails import TailBuffers, Tails
 
