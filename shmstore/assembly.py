@@ -26,13 +26,14 @@ from shmstore.codec import Codec
 from shmstore.config import ResolvedInstrument
 from shmstore.dataset import Dataset
 from shmstore.dictionaries import Dictionaries
+from shmstore.effort import AdaptiveEncoder, Effort
 from shmstore.encoding import Intake, dictionary_nodes, encode
 from shmstore.errors import BrokenError, IncompleteFileError, InvalidValueError
 from shmstore.evolution import Evolution, PastSchema, history_to_json
 from shmstore.layout import ROWS, Column, Layout, Node, Stream
 from shmstore.nulls import nulls
 from shmstore.physical import physical_type
-from shmstore.pipeline import Chunk, CodecPipeline
+from shmstore.pipeline import Chunk, CodecPipeline, Encode
 from shmstore.planning import plan
 from shmstore.recordingfile import RecordingFile
 from shmstore.schema import to_json
@@ -95,6 +96,8 @@ class InstrumentAssembly:
         Bytes of their columns, unencoded.
     layout : Layout or None
         How they are stored; ``None`` until the schema is declared.
+    effort : Effort or None
+        How much its adaptive columns are compressed; ``None`` as long as there is no such column.
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class InstrumentAssembly:
         self.link = link
         self.config = config
         self.layout: Layout | None = None
+        self.effort: Effort | None = None
         self.rows = 0
         self.bytes_in = 0
         self._file = file
@@ -275,9 +279,11 @@ class InstrumentAssembly:
                 if node.is_group:
                     self._file.create_group(f"{self.link}/{node.path}", node.attributes)
 
-    def _know(self, columns: Iterable[Column]) -> None:
+    def _know(self, columns: Sequence[Column]) -> None:
         for column in columns:
             self._dictionaries.update({node.path: Dictionaries() for node in dictionary_nodes(column)})
+        if self.effort is None:
+            self.effort = Effort.of(self.config.column(column.name).codec for column in columns)
 
     # -- rows in ---------------------------------------------------------------------------------------------
 
@@ -500,8 +506,15 @@ class InstrumentAssembly:
         buffers: TailBuffers,
         standing: Standing | None = None,
     ) -> ChunkAssembler:
-        encode = codec.encoder(stream.numpy_dtype.itemsize, dataset.chunk_bytes) if codec.direct else None
+        encode = self._encoder(dataset, stream, codec) if codec.direct else None
         return ChunkAssembler(dataset, stream, buffers, self._pipeline, encode, self._make_room, standing)
+
+    def _encoder(self, dataset: Dataset, stream: Stream, codec: Codec) -> Encode | None:
+        size = stream.numpy_dtype.itemsize, dataset.chunk_bytes
+        if not codec.adaptive or self.effort is None:
+            return codec.encoder(*size)
+        encoders = [eased.encoder(*size) for eased in codec.eased()]
+        return AdaptiveEncoder([each for each in encoders if each], self.effort, dataset.skip_mask)
 
     def _make_lazy(self, stream: Stream, *, guarded: bool) -> ChunkAssembler | VariableAssembler:
         """Make the dataset of a mask at its first null; its extent covers the items before from the start."""

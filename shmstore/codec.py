@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from shmstore.errors import ConfigError
 
@@ -61,6 +61,8 @@ _FAMILIES: Final = {
     "sz3": _through_hdf5(32024),
     "zfp": _through_hdf5(32013),
 }
+#: What stands in front of a codec, or alone for gzip, that may be eased while recording.
+_ADAPTIVE: Final = "adaptive"
 _BY_HDF5PLUGIN: Final = frozenset(("bzip2", "fcidecomp", "htj2k", "sperr", "sz", "sz3", "zfp"))
 
 
@@ -87,6 +89,9 @@ class Codec:
         Blosc2).
     inner : str or None
         The codec inside Blosc, Blosc2 and bitshuffle.
+    adaptive : bool
+        Whether chunks may be encoded at a cheaper level, or stored as they are, while codec threads cannot
+        keep up. Its filters are those of the codec that is not: they read all of it.
 
     Raises
     ------
@@ -97,6 +102,8 @@ class Codec:
     --------
     >>> str(Codec.parse("gzip")), str(Codec.parse("blosc:zstd", level=3)), str(Codec.parse("none"))
     ('gzip-6+shuffle', 'blosc:zstd-3+shuffle', 'none')
+    >>> str(Codec.parse("adaptive")), str(Codec.parse("adaptive:zstd", level=9))
+    ('adaptive:gzip-6+shuffle', 'adaptive:zstd-9+shuffle')
     >>> Codec.parse("gzip", level=6, shuffle=False).filters(itemsize=2, chunk_nbytes=1024)
     (Filter(id=1, cd_values=(6,)),)
     """
@@ -105,6 +112,7 @@ class Codec:
     level: int | None = None
     shuffle: str = "auto"
     inner: str | None = None
+    adaptive: bool = False
 
     def __post_init__(self) -> None:
         family = _FAMILIES.get(self.name)
@@ -124,6 +132,13 @@ class Codec:
         if self.level is not None and levels is not None and self.level not in levels:
             remedy = f"take one from {levels[0]} to {levels[-1]}"
             raise ConfigError(f"compression {self._full_name!r} has no level {self.level}: {remedy}")
+        if self.adaptive and self.name == "none":
+            raise ConfigError(f"compression {self.spelling!r} has nothing to ease: take 'none'")
+        if self.adaptive and not self.direct:
+            raise ConfigError(
+                f"compression {self.spelling!r} runs inside HDF5, where it cannot be eased: take "
+                f"{self._full_name!r}, or 'adaptive' with gzip, zstd, lz4, blosc, blosc2 or bitshuffle"
+            )
 
     @classmethod
     def parse(cls, text: str, level: int | None = None, shuffle: str | bool | None = None) -> Codec:
@@ -133,7 +148,8 @@ class Codec:
         ----------
         text
             ``"gzip"``, ``"blosc:zstd"``, ``"bitshuffle:lz4"``; in any case. Blosc, Blosc2 and bitshuffle
-            alone mean their lz4.
+            alone mean their lz4. ``"adaptive:"`` before it makes it adaptive; ``"adaptive"`` alone means
+            gzip.
         level
             None: gzip 6, zstd 3, Blosc 5, bitshuffle:zstd 3, bzip2 9, lz4 its fast mode.
         shuffle
@@ -146,9 +162,13 @@ class Codec:
             As for the class.
         """
         name, colon, inside = text.strip().lower().partition(":")
+        adaptive = name == _ADAPTIVE
+        if adaptive:
+            name, colon, inside = inside.partition(":") if colon else ("gzip", "", "")
         family = _FAMILIES.get(name)
         if family is None:
-            raise ConfigError(f"compression {text!r} is unknown: {_nearest(name, _FAMILIES)}")
+            known = _FAMILIES if adaptive else (*_FAMILIES, _ADAPTIVE)
+            raise ConfigError(f"compression {text!r} is unknown: {_nearest(name, known)}")
         inner = inside if colon else family.inner[0] if family.inner else None
         if shuffle is None or name == "none":
             wanted = "auto"
@@ -156,7 +176,7 @@ class Codec:
             wanted = shuffle
         else:
             wanted = "none" if not shuffle else "bit" if name == "bitshuffle" else "byte"
-        codec = cls(name, level, wanted, inner)
+        codec = cls(name, level, wanted, inner, adaptive)
         return replace(codec, level=codec._level)
 
     @property
@@ -167,6 +187,30 @@ class Codec:
         wheels) and the filters that hdf5plugin knows by name.
         """
         return _FAMILIES[self.name].direct
+
+    def eased(self) -> tuple[Codec, ...]:
+        """Return the codec, not adaptive, then with ever cheaper levels; the same filters read all of them.
+
+        Each has a third of the level before, which takes half the time or less where the level matters
+        (times, words; gzip and zstd, from all levels): a finer ladder would reach its end later.
+
+        Examples
+        --------
+        >>> [str(codec) for codec in Codec.parse("adaptive", shuffle=False).eased()]
+        ['gzip-6', 'gzip-2', 'gzip-1']
+        """
+        level = self._level
+        found = [replace(self, level=level, adaptive=False)]
+        while level is not None and level > 1:
+            level = max(1, level // 3)
+            found.append(replace(found[0], level=level))
+        return tuple(found)
+
+    def filter_fields(self) -> dict[str, Any]:
+        """Return what makes its filters, as JSON can say it: all arguments of the class but ``adaptive``."""
+        fields = asdict(self)
+        del fields["adaptive"]
+        return fields
 
     def filters(self, itemsize: int, chunk_nbytes: int) -> tuple[Filter, ...]:
         """The filters of a dataset's creation property list, in order; none of them for ``"none"``.
@@ -216,6 +260,8 @@ class Codec:
     def encoder(self, itemsize: int, chunk_nbytes: int) -> Encoder | None:
         """What encodes the chunks of one dataset; None for ``"none"``: a chunk is its own payload.
 
+        Of an adaptive codec, at its own level.
+
         Parameters
         ----------
         itemsize
@@ -251,7 +297,12 @@ class Codec:
         level = "" if self.level is None else f"-{self.level}"
         # For elements of several bytes, and for bitshuffle it goes without saying.
         transposition = "" if self.name == "bitshuffle" else _SHUFFLE_NAMES[self._shuffle_for(itemsize=2)]
-        return f"{self._full_name}{level}{transposition}"
+        return f"{self.spelling}{level}{transposition}"
+
+    @property
+    def spelling(self) -> str:
+        """What :meth:`parse` takes for it, besides level and shuffle."""
+        return f"{_ADAPTIVE}:{self._full_name}" if self.adaptive else self._full_name
 
     @property
     def _full_name(self) -> str:

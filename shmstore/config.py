@@ -63,6 +63,8 @@ class StorageConfig(Scope):
         What is stamped as ``application``. Default None: ``"shmstore X.Y.Z"``.
     compression : str
         Codec: ``"none"``, ``"gzip"``, ``"zstd"``, ``"lz4"``, ``"blosc:zstd"``, … Default ``"gzip"``.
+        ``"adaptive"`` (gzip) and ``"adaptive:zstd"``, … go to cheaper levels, and then to chunks stored as
+        they are, while codec threads cannot keep up and a ring fills; and back when there is room again.
     compression_level : int or None
         Level of the codec. Default None: 6 for gzip, for others what the filter itself takes.
     shuffle : bool or str

@@ -223,6 +223,8 @@ class Instrument:
             "chunks_written": self.assembly.chunks_written,
             "ring_high_water": self.high_water,
         }
+        if self.assembly.effort is not None:
+            counts |= self.assembly.effort.counts()
         return counts
 
 
@@ -291,6 +293,16 @@ class Instruments:
     def __iter__(self) -> Iterator[Instrument]:
         """Go through all of them, oldest first."""
         return iter(self._by_id.values())
+
+    def adaptive(self) -> list[tuple[str, Instrument]]:
+        """Return those whose compression adapts, each with the id that the rings have which feed it."""
+        return [
+            (first.instrument_id, instrument)
+            for first in self
+            if first.first
+            for instrument in (first, *first.successors)
+            if instrument.assembly.effort is not None
+        ]
 
     def ensure(self, instrument_id: str, options: dict[str, Any], *, alone: bool = False) -> Instrument:
         """Return the instrument, with its group made if it is new.

@@ -9,6 +9,7 @@ makes the submitter wait, so memory is bounded. Codec threads only ever see byte
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -136,6 +137,8 @@ class CodecPipeline:
         self._failure: BaseException | None = None
         self._progress = threading.Condition()
         self._awaited = False
+        self._waited_s = 0.0
+        self._waits_since_s: float | None = None
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shmstore-codec")
         # A job, `False` to look for a commit, or `None` to end.
         self._jobs: SimpleQueue[_Job | bool | None] = SimpleQueue()
@@ -235,6 +238,11 @@ class CodecPipeline:
         """Unencoded bytes of the chunks that are under way."""
         return self._submitted_bytes - self.written_bytes
 
+    def codec_wait_s(self, now_s: float) -> float:
+        """Return for how long until now the file thread has waited for a chunk to be encoded."""
+        since_s = self._waits_since_s
+        return self._waited_s + (0.0 if since_s is None else now_s - since_s)
+
     def _wait(self, reached: Callable[[], bool]) -> None:
         self.check()
         if reached():
@@ -280,7 +288,7 @@ class CodecPipeline:
 
     def _write(self, run: list[_Job]) -> None:
         if run[0].encoding is not None:
-            run[0].encoding.result()
+            self._await(run[0].encoding)
         ends = {job.dataset: job.items for job in run}
         with run[0].dataset.lock:
             for dataset, items in ends.items():
@@ -288,6 +296,16 @@ class CodecPipeline:
             step("writer.chunk_due")
             for job in run:
                 self._write_chunk(job)
+
+    def _await(self, encoding: Future[None]) -> None:
+        if encoding.done():
+            encoding.result()
+            return
+        since_s = self._waits_since_s = time.monotonic()
+        encoding.result()
+        # In this order somebody who asks in between is told too little, and the rest the next time.
+        self._waits_since_s = None
+        self._waited_s += time.monotonic() - since_s
 
     def _write_chunk(self, job: _Job) -> None:
         dataset = job.dataset

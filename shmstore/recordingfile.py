@@ -15,7 +15,6 @@ power cut does to HDF5's own structures.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import logging
 import os
@@ -367,7 +366,7 @@ class RecordingFile:
                 "path": path,
                 "stream": stream_to_dict(stream),
                 "chunk_items": chunk_items,
-                "codec": dataclasses.asdict(codec),
+                "codec": codec.filter_fields(),
                 "items": items,
             },
         )

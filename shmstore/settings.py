@@ -281,7 +281,7 @@ SETTINGS: Mapping[str, Setting] = {
     ),
     "application": Setting(f"1 to {_LONGEST_FILENAME} printable characters", _application, optional=True),
     "compression": Setting(
-        "the name of a codec, such as 'gzip', 'zstd', 'blosc:lz4' or 'none'", _compression
+        "the name of a codec, such as 'gzip', 'zstd', 'blosc:lz4', 'none' or 'adaptive'", _compression
     ),
     "compression_level": Setting("an integer, or 'none' for the codec's own", _level, int, optional=True),
     "shuffle": Setting("true, false, 'auto', 'none', 'byte' or 'bit'", _shuffle, _truth),

@@ -234,6 +234,11 @@ class Source:
         return self.ring.waiting or self.ring.used > self.ring.capacity // _CROWDED_SHARE
 
     @property
+    def fill(self) -> float:
+        """How full the ring is, from 0 to 1; 1 if the producer waits for space."""
+        return 1.0 if self.ring.waiting else self.ring.used / self.ring.capacity
+
+    @property
     def portion_bytes(self) -> int:
         """How much should be written before a crowded ring gets space.
 

@@ -91,6 +91,11 @@ class InstrumentStats(_Counts):
         Capacity, use and highest use of their rings.
     chunks_written : int
         Chunks handed to the file.
+    steps_down, steps_up : int
+        Under ``compression="adaptive"``, how often codecs were eased because they could not keep up, and how
+        often that was taken back. These four counts begin anew when the writer is replaced.
+    chunks_cheaper, chunks_stored : int
+        Chunks that were compressed at a cheaper level than configured because of that, and not at all.
     """
 
     accepted: int = 0
@@ -107,6 +112,15 @@ class InstrumentStats(_Counts):
     ring_bytes_used: int = 0
     ring_high_water: int = 0
     chunks_written: int = 0
+    steps_down: int = 0
+    steps_up: int = 0
+    chunks_cheaper: int = 0
+    chunks_stored: int = 0
+
+    @property
+    def steps_below(self) -> int:
+        """So many steps below what is configured columns are compressed now; of all instruments the sum."""
+        return self.steps_down - self.steps_up
 
 
 @dataclass(frozen=True, slots=True)

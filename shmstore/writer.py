@@ -60,6 +60,8 @@ _LONGEST_SLEEP_S = 0.5
 _HOUSEKEEPING_S = 1.0
 #: Time between two looks at the disk's free space.
 _DISK_LOOK_S = 0.1
+#: Time between two looks at the load, where compression adapts to it.
+_LOAD_LOOK_S = 0.01
 #: After so many deaths in a row at the same slot it is the slot that is to blame.
 _DEATHS_TO_BLAME = 3
 #: So many slots are taken with care after a death.
@@ -120,8 +122,11 @@ class Writer:
         self._config = config
         self._file = file
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        #: Instruments whose compression adapts, each with the id that its sources have.
+        self._adaptive: list[tuple[str, Instrument]] = []
+        self._looked_at_load = 0.0
         threads = config.codec_thread_count
-        self._pipeline = CodecPipeline(threads, threads * _WINDOW_BYTES_PER_THREAD, self._wake, session.beat)
+        self._pipeline = CodecPipeline(threads, threads * _WINDOW_BYTES_PER_THREAD, self._wake, self._beat)
         self._instruments = Instruments(file, self._pipeline, config, session, self._commit_now)
         self._ledger = ledger
         self._tail_file = TailFile(recovery_folder(file.path))
@@ -208,6 +213,7 @@ class Writer:
                 if ring == number:
                     source.follows[schema_id] = by_link[link].follows(image)
             self._add_source(source)
+        self._adaptive = self._instruments.adaptive()
 
     def _remove_uncommitted(self, checkpoint: Checkpoint) -> None:
         """Remove datasets that no commit covers: a mask of rows that went elsewhere would hide others."""
@@ -257,6 +263,8 @@ class Writer:
         took = self._take_round() if self._has_space(now) else 0
         self._pipeline.check()
         now = time.monotonic()
+        if self._adaptive:
+            self._look_at_load(now)
         self._commit_in_passing(now)
         interval = self._config.auto_flush_interval_secs
         if interval and now - self._last_publish >= interval:
@@ -265,6 +273,31 @@ class Writer:
             self._keep_house(now)
         self._answer_flushes()
         self._select(0.0 if took else self._sleep_s())
+
+    def _beat(self) -> None:
+        """Say that all is well; called while chunks are waited for, so that the load is looked at as well."""
+        self._session.beat()
+        if self._adaptive:
+            self._look_at_load(time.monotonic())
+
+    def _look_at_load(self, now: float) -> None:
+        """Let instruments whose compression adapts know how full their rings are."""
+        if now - self._looked_at_load < _LOAD_LOOK_S:
+            return
+        self._looked_at_load = now
+        fills: dict[str, float] = {}
+        for source in self._sources.values():
+            fills[source.instrument_id] = max(source.fill, fills.get(source.instrument_id, 0.0))
+        waited_s = self._pipeline.codec_wait_s(now)
+        for source_id, instrument in self._adaptive:
+            effort = instrument.assembly.effort
+            if effort is None or not effort.observe(now, fills.get(source_id, 0.0), waited_s):
+                continue
+            if (effort.steps_down, effort.steps_up) == (1, 0):
+                log.warning(
+                    "codec threads cannot keep up with %r: its chunks are compressed less until they can",
+                    instrument.instrument_id,
+                )
 
     def _select(self, timeout_s: float) -> None:
         if timeout_s:
@@ -763,6 +796,7 @@ class Writer:
         number = len(source.follows)
         follows = source.follows[number] = self._instruments.declare(source.instrument_id, image)
         link = follows.instrument.assembly.link
+        self._adaptive = self._instruments.adaptive()
         step("writer.schema_made")
         self._file.note("declare", {"ring": ring, "number": number, "link": link}, image)
         step("writer.schema_noted")
@@ -810,6 +844,7 @@ class Writer:
     def _finish(self, ending: str) -> Message:
         """Drain, check the account, stamp and close the file; tell whoever asked."""
         self._session.state = State.CLOSING
+        self._adaptive = []  # nobody waits for space any more, and a recovery is in no hurry either
         step("close.begun")
         if ending == "close":
             self._drain()
@@ -846,6 +881,10 @@ class Writer:
             "ok": not problems,
             "problems": problems,
         }
+        efforts = {each.instrument_id: each.assembly.effort for each in self._instruments}
+        adapted = {name: effort.counts() for name, effort in efforts.items() if effort is not None}
+        if adapted:
+            accounting["compression"] = adapted
         statistics = self._statistics(state)
         rows = {instrument.assembly.link: instrument.assembly.rows for instrument in self._instruments}
         if self._file.has_replaced:

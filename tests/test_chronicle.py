@@ -49,7 +49,7 @@ def dataset(journal: Journal, path: str, stream: Stream = NUMBERS, items: int = 
             "path": path,
             "stream": stream_to_dict(stream),
             "chunk_items": 4,
-            "codec": dataclasses.asdict(Codec.parse("zstd", 3)),
+            "codec": Codec.parse("zstd", 3).filter_fields(),
             "items": items,
         },
     )

@@ -32,6 +32,12 @@ ROOT = Path(__file__).resolve().parent.parent
         ("lzf", None, None, "lzf+shuffle"),
         ("bzip2", None, None, "bzip2-9"),
         ("zfp", None, None, "zfp"),
+        ("adaptive", None, None, "adaptive:gzip-6+shuffle"),
+        ("Adaptive ", 9, False, "adaptive:gzip-9"),
+        ("adaptive:zstd", 1, None, "adaptive:zstd-1+shuffle"),
+        ("adaptive:blosc:zstd", 9, "bit", "adaptive:blosc:zstd-9+bitshuffle"),
+        ("adaptive:bitshuffle", None, None, "adaptive:bitshuffle:lz4"),
+        ("adaptive:lz4", None, None, "adaptive:lz4+shuffle"),
     ],
 )
 def test_parse_understands(text: str, level: int | None, shuffle: str | bool | None, expected: str) -> None:
@@ -57,6 +63,21 @@ def test_parse_understands(text: str, level: int | None, shuffle: str | bool | N
         ("bitshuffle", None, False, "has no shuffle 'none'"),
         ("zfp", None, True, "has no shuffle 'byte'"),
         ("blosc", None, "bits", "has no shuffle 'bits'"),
+        ("adaptiv", None, None, "compression 'adaptiv' is unknown: did you mean 'adaptive'?"),
+        ("adaptive:gzp", None, None, "compression 'adaptive:gzp' is unknown: did you mean 'gzip'?"),
+        ("adaptive:", None, None, "compression 'adaptive:' is unknown: take one of none, gzip"),
+        ("adaptive:adaptive", None, None, "compression 'adaptive:adaptive' is unknown"),
+        ("gzip:adaptive", None, None, "compression 'gzip' has no codec inside: leave out ':adaptive'"),
+        ("adaptive", 10, None, "compression 'gzip' has no level 10: take one from 0 to 9"),
+        ("adaptive", None, "bit", "compression 'gzip' has no shuffle 'bit'"),
+        ("adaptive:none", None, None, "compression 'adaptive:none' has nothing to ease: take 'none'"),
+        (
+            "adaptive:lzf",
+            None,
+            None,
+            "'adaptive:lzf' runs inside HDF5, where it cannot be eased: take 'lzf'",
+        ),
+        ("adaptive:zfp", None, None, "'adaptive' with gzip, zstd, lz4, blosc, blosc2 or bitshuffle"),
     ],
 )
 def test_parse_refuses_in_one_line(
@@ -82,6 +103,39 @@ def test_equal_descriptions_are_one_codec() -> None:
     assert len({Codec.parse("blosc"), Codec.parse("blosc:lz4", 5), Codec.parse("Blosc:LZ4")}) == 1
     assert Codec.parse("gzip") != Codec.parse("gzip", shuffle=False)
     assert pickle.loads(pickle.dumps(Codec.parse("blosc:zstd"))) == Codec.parse("blosc:zstd")
+
+
+def test_an_adaptive_codec_is_another_with_the_same_filters_and_encoder() -> None:
+    adaptive, fixed = Codec.parse("adaptive:blosc:zstd", 7), Codec.parse("blosc:zstd", 7)
+    assert adaptive != fixed
+    assert adaptive.filters(4, 4800) == fixed.filters(4, 4800)
+    assert adaptive.filter_fields() == fixed.filter_fields()
+    assert Codec(**adaptive.filter_fields()) == fixed
+    assert Codec.parse(adaptive.spelling, 7) == adaptive
+    assert (adaptive.spelling, fixed.spelling) == ("adaptive:blosc:zstd", "blosc:zstd")
+
+
+@pytest.mark.parametrize(
+    ("text", "level", "levels"),
+    [
+        ("gzip", None, [6, 2, 1]),
+        ("gzip", 9, [9, 3, 1]),
+        ("gzip", 1, [1]),
+        ("gzip", 0, [0]),
+        ("zstd", 22, [22, 7, 2, 1]),
+        ("blosc", None, [5, 1]),
+        ("bitshuffle:zstd", 2, [2, 1]),
+        ("bitshuffle", None, [None]),
+        ("lz4", None, [None]),
+        ("lz4", 4, [4, 1]),
+    ],
+)
+def test_eased_is_the_codec_itself_and_then_ever_cheaper(
+    text: str, level: int | None, levels: list[int | None]
+) -> None:
+    eased = Codec.parse(f"adaptive:{text}", level).eased()
+    assert eased == tuple(Codec.parse(text, level) for level in levels)
+    assert len({codec.filters(2, 4096)[0].id for codec in eased}) == 1
 
 
 def test_default_level_is_the_same_written_or_not() -> None:

@@ -256,6 +256,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "[instrument.cam.column.t]: chunk_rows = -1 must be an integer",
     ),
     ({"compression": "gzipp"}, "compression 'gzipp' is unknown"),
+    ({"compression": "adaptve"}, "compression 'adaptve' is unknown: did you mean 'adaptive'?"),
+    (
+        {"instruments": {"cam": {"columns": {"t": {"compression": "adaptive:lzf"}}}}},
+        "[instrument.cam.column.t]: compression 'adaptive:lzf' runs inside HDF5",
+    ),
     ({"compression_level": 10}, "compression 'gzip' has no level 10"),
     (
         {"instruments": {"cam": {"columns": {"t": {"compression_level": 10}}}}},
@@ -466,6 +471,32 @@ def test_compression_is_read_in_any_case() -> None:
     assert (
         StorageConfig(compression=" GZIP ", compression_level=9).replace(compression="gzip").codec.level == 9
     )
+
+
+def test_adaptive_is_set_where_any_compression_is() -> None:
+    config = StorageConfig(
+        compression="adaptive",
+        compression_level=9,
+        instruments={
+            "cam": {"compression": "zstd", "columns": {"frame": {"compression": "adaptive:blosc:zstd"}}}
+        },
+    )
+    assert str(config.codec) == "adaptive:gzip-9+shuffle"
+    assert str(config.instrument("cam").column("time").codec) == "zstd-3+shuffle"
+    assert str(config.instrument("cam").column("frame").codec) == "adaptive:blosc:zstd-5+shuffle"
+    assert StorageConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    # A level belongs to the compression that it was set with.
+    assert config.replace(compression="gzip", instruments={}).codec.level == 6
+    Path("shmstore.toml").write_text(
+        '[storage]\ncompression = "adaptive"\n[instrument.cam]\ncompression = "adaptive:zstd"\n',
+        encoding="utf-8",
+    )
+    assert (
+        str(StorageConfig.load(environ={}).instrument("cam").default_column.codec)
+        == "adaptive:zstd-3+shuffle"
+    )
+    config = StorageConfig.load(environ={"SHMSTORE_COMPRESSION": "adaptive:lz4"})
+    assert str(config.codec) == "adaptive:lz4+shuffle"
 
 
 def test_configured_columns_are_held_against_the_schema() -> None:

@@ -118,6 +118,7 @@ def test_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> 
         ("SHUFFLE", "maybe", "shuffle = 'maybe' must be true, false"),
         ("RING_BYTES", "1", "ring_bytes = '1' must be a size"),
         ("COMPRESSION_LEVEL", "10", "compression 'gzip' has no level 10"),
+        ("COMPRESSION", "adaptive:none", "compression 'adaptive:none' has nothing to ease: take 'none'"),
     ],
 )
 def test_wrong_variable_is_named(variable: str, text: str, message: str) -> None:

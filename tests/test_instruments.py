@@ -296,6 +296,49 @@ def test_counts_are_those_of_the_assembly(recording: Recording) -> None:
     assert not any(counts[key] for key in ("accepted", "committed", "producers"))
 
 
+def test_those_whose_compression_adapts_are_told_with_the_rings_that_feed_them(recording: Recording) -> None:
+    def schema(type_: pa.DataType) -> bytes:
+        return serialized(pa.schema([("n", type_)]))
+
+    instruments = recording.instruments
+    for name, options in (
+        ("cam", {}),
+        ("slow", {"columns": {"n": {"compression": "adaptive:zstd"}}}),
+        ("other", {"columns": {"n": {"compression": "gzip"}}, "compression": "adaptive"}),
+        ("many", {"compression": "adaptive:lz4", "schema_policy": "new"}),
+    ):
+        instruments.ensure(name, options)
+        assert name not in dict(instruments.adaptive())  # nothing is known of its columns
+        instruments.declare(name, schema(pa.int64()))
+    instruments.declare("many", schema(pa.int8()))
+    found = instruments.adaptive()
+    assert [(feeds, one.instrument_id) for feeds, one in found] == [
+        ("slow", "slow"),
+        ("many", "many"),
+        ("many", "many~2"),
+    ]
+    efforts = [one.assembly.effort for _, one in found]
+    assert [effort and effort.lowest for effort in efforts] == [2, 1, 1]
+    assert efforts[1] is not efforts[2]
+
+
+def test_what_effort_did_is_counted(recording: Recording) -> None:
+    cam = recording.instruments.ensure("cam", {"chunk_rows": 4, "compression": "adaptive"})
+    recording.instruments.declare("cam", serialized(SCHEMA))
+    effort = cam.assembly.effort
+    assert effort is not None
+    for grade in range(4):
+        effort.grade = grade
+        cam.append(pa.record_batch([range(4), [0.5] * 4], schema=SCHEMA))
+        recording.pipeline.drain()
+    assert (effort.lowest, cam.counts()["chunks_written"]) == (3, 8)
+    assert (cam.counts()["chunks_cheaper"], cam.counts()["chunks_stored"]) == (4, 2)
+    with recording.end() as file:
+        for name in SCHEMA.names:
+            assert file["cam"][name].id.get_chunk_info(3).filter_mask == 3
+            assert len(set(file["cam"][name][:].reshape(4, 4)[:, 0])) == 1
+
+
 # -- a writer that follows another -----------------------------------------------------------------------
 
 

@@ -105,6 +105,25 @@ def test_chunks_are_written_in_order_though_later_ones_are_ready_first(
     assert stored(file) == [10, 11]
 
 
+def test_time_that_the_file_waits_for_codecs_is_counted(pipeline: CodecPipeline, dataset: Dataset) -> None:
+    def waited_s() -> float:
+        return pipeline.codec_wait_s(time.monotonic())
+
+    pipeline.submit(dataset, 0, chunk_of(0), None, as_it_is=True)
+    pipeline.drain()
+    assert waited_s() == 0
+    gate = Gate()
+    pipeline.submit(dataset, 1, chunk_of(1), gate)
+    while waited_s() < 0.05:  # also while it waits
+        time.sleep(0.005)
+    gate.open()
+    pipeline.drain()
+    total = waited_s()
+    assert total >= 0.05
+    time.sleep(0.01)
+    assert waited_s() == total
+
+
 def test_no_more_is_under_way_than_the_window_holds(dataset: Dataset) -> None:
     pipeline = CodecPipeline(2, 2 * CHUNK_BYTES, lambda: None)
 

@@ -191,6 +191,14 @@ def test_rows_that_wait_for_company_can_wait_on_unless_their_space_is_needed(
     assert (source.releasable, source.crowded) == (False, False)
 
 
+def test_a_ring_is_full_when_its_producer_waits(source: Source, producer: Ring) -> None:
+    assert source.fill == 0
+    seal(producer, 10, 1024 - 64)
+    assert source.fill == 1024 / producer.capacity
+    producer.set_waiting(True)
+    assert source.fill == 1
+
+
 def test_a_slot_that_no_chunk_is_waited_for_is_given_back_by_the_next_commit(
     source: Source, producer: Ring
 ) -> None:

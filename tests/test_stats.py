@@ -53,6 +53,11 @@ def test_in_flight_is_what_the_account_leaves_open() -> None:
     assert StorageStats(accepted=75, committed=60, dropped=10, rejected=5).in_flight == 0
 
 
+def test_steps_below_are_those_not_taken_back() -> None:
+    assert InstrumentStats().steps_below == 0
+    assert StorageStats(steps_down=7, steps_up=5).steps_below == 2
+
+
 def test_a_storages_stats_have_every_count_of_an_instruments() -> None:
     assert set(InstrumentStats().to_dict()) <= set(StorageStats().to_dict())
     wanted = "bytes_written batches_written rows_written accepted committed dropped rejected ring_bytes_used"

@@ -131,6 +131,7 @@ _SMALL_RING = (("ring_bytes", 16 * MIB),)  # what a producer has put is still in
 CASES: tuple[Case, ...] = (
     Case("adc/none", _ADC, "none", 1024, settings=_SMALL_RING, bounds=(("pwrite", 0.95),)),
     Case("adc/gzip", _ADC, "gzip", 1024, level=6, bounds=(("h5py slices", 12), _LIMIT)),
+    Case("adc/adaptive", _ADC, "adaptive", 1024, level=6),
     Case("adc/zstd", _ADC, "zstd", 1024, bounds=(("h5py slices", 1), _LIMIT)),
     Case("adc/lz4", _ADC, "lz4", 1024, bounds=(("h5py slices", 1), _LIMIT)),
     Case("adc/blosc-lz4", _ADC, "blosc:lz4", 1024, bounds=(("h5py slices", 1), _LIMIT)),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from shmstore.cli.exits import LOSS, file_exit_code
 from shmstore.cli.screen import Screen
+from shmstore.cli.summary import eased
 from shmstore.errors import StorageError
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ def show(screen: Screen, report: FileReport) -> None:
             screen.table(_pairs(instrument.metadata))
     if report.accounting is not None:
         screen.table(_accounting(report.accounting))
+        for name, counts in report.accounting.get("compression", {}).items():
+            screen.line(f"  {printable(name)}: {eased(counts)}")
         for problem in report.accounting.get("problems", ()):
             screen.line(f"  problem: {printable(str(problem))}")
 

@@ -72,7 +72,7 @@ class LiveView:
         return (
             f"{elapsed_s:6.1f} s  {stats.rows_written:>11,} rows  {rows_per_s:>9,.0f} rows/s"
             f"  {bytes_per_s / 1e6:>8,.2f} MB/s in  {stats.file_bytes / 1e6:>9,.2f} MB on disk"
-            f"  ring {ring_fill(stats):3.0%}  {stats.dropped:,} dropped"
+            f"  ring {ring_fill(stats):3.0%}  {stats.dropped:,} dropped{eased_now(stats)}"
         )
 
     def _table(self, stats: StorageStats, elapsed_s: float) -> Any:
@@ -87,7 +87,7 @@ class LiveView:
         for heading in ("rows", "rows/s", "MB/s in", "MB on disk", "ring", "dropped"):
             table.add_column(heading, justify="right", no_wrap=True)
         for name, counts in stats.instruments.items():
-            table.add_row(name, *self._cells(counts, name, counts.bytes_written))
+            table.add_row(f"{name}{eased_now(counts)}", *self._cells(counts, name, counts.bytes_written))
         table.add_section()
         table.add_row("all", *self._cells(stats, "", stats.file_bytes), style="bold")
         return Group(title, table)
@@ -133,6 +133,12 @@ class Rates:
     def of(self, name: str) -> tuple[float, float]:
         """Return rows and bytes a second of an instrument, or of all for ``""``."""
         return self._rates.get(name, (0.0, 0.0))
+
+
+def eased_now(counts: InstrumentStats) -> str:
+    """Return how far adaptive compression is below what is configured; empty if it is not."""
+    below = counts.steps_below
+    return f"  compression {below} {'step' if below == 1 else 'steps'} down" if below else ""
 
 
 def ring_fill(counts: InstrumentStats) -> float:

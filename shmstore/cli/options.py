@@ -38,7 +38,7 @@ def add_storage_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("recording")
     group.add_argument("--output", "-o", metavar="DIR", help="folder of the file (default: this one)")
     group.add_argument(
-        "--compression", metavar="CODEC", help="none, gzip, zstd, lz4, blosc:lz4, … (default: gzip)"
+        "--compression", metavar="CODEC", help="none, gzip, zstd, lz4, blosc:lz4, adaptive, … (default: gzip)"
     )
     group.add_argument("--config", metavar="FILE", help="TOML file (default: shmstore.toml, if there is one)")
     group.add_argument(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,9 @@ def show(screen: Screen, outcome: Outcome) -> None:
     """Show the outcome to people: a table, then what went wrong, then the path."""
     if not screen.as_json:
         screen.table(_table(outcome))
+        for name, counts in outcome.stats.instruments.items():
+            if counts.steps_down:
+                screen.line(f"{name}: {eased(counts.to_dict())}")
     for problem in outcome.problems:
         screen.error(problem)
     if outcome.interrupted:
@@ -73,6 +76,24 @@ def show(screen: Screen, outcome: Outcome) -> None:
         screen.line(f"ended by {how} after {outcome.seconds:.1f} s; the file is {outcome.stats.state}")
     if not screen.as_json:
         screen.result_line(str(outcome.path))
+
+
+def eased(counts: Mapping[str, Any]) -> str:
+    """Return in words what adaptive compression did to an instrument.
+
+    Examples
+    --------
+    >>> eased({"steps_down": 2, "steps_up": 1, "chunks_cheaper": 7, "chunks_stored": 1200})
+    'adaptive compression took 2 steps down and 1 up: 7 chunks at a cheaper level, 1,200 uncompressed'
+    """
+    down, up, cheaper, stored = (
+        f"{int(counts.get(name, 0)):,}"
+        for name in ("steps_down", "steps_up", "chunks_cheaper", "chunks_stored")
+    )
+    return (
+        f"adaptive compression took {down} steps down and {up} up: {cheaper} chunks at a cheaper level, "
+        f"{stored} uncompressed"
+    )
 
 
 def _table(outcome: Outcome) -> Any:

@@ -144,8 +144,7 @@ def chunk_sizes(largest: int) -> list[int]:
 
 
 def _same_codec(one: Point, other: Point) -> bool:
-    mine, theirs = one.codec, other.codec
-    return (mine.name, mine.inner) == (theirs.name, theirs.inner)
+    return one.codec.spelling == other.codec.spelling
 
 
 def values_of(batches: Sequence[pa.RecordBatch], layout: Layout) -> list[Values]:

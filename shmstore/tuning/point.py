@@ -60,7 +60,7 @@ class Point:
         resolved = config.instrument(instrument_id)
         codec = resolved.default_column.codec
         return cls(
-            compression=f"{codec.name}:{codec.inner}" if codec.inner else codec.name,
+            compression=codec.spelling,
             compression_level=codec.level,
             shuffle=codec.shuffle,
             chunk_bytes=resolved.chunk_bytes,

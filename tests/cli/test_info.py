@@ -61,6 +61,18 @@ def test_as_tables(recording: Path) -> None:
     assert all(line == line.rstrip() for line in lines)
 
 
+def test_what_adaptive_compression_did(output_dir: Path) -> None:
+    with HDF5Storage(output_dir=output_dir, compression="adaptive") as storage:
+        storage.write_batch("camera", BATCH)
+    result = shmstore("info", storage.path, cwd=output_dir)
+    assert result.returncode == 0
+    assert "camera: adaptive compression took 0 steps down and 0 up: 0 chunks" in result.stdout
+    assert "shuffle, deflate 6" in result.stdout
+    report = document(shmstore("info", storage.path, "--json", cwd=output_dir))
+    counts = {"steps_down": 0, "steps_up": 0, "chunks_cheaper": 0, "chunks_stored": 0}
+    assert report["accounting"]["compression"] == {"camera": counts}
+
+
 def test_of_a_recording_that_grows(output_dir: Path) -> None:
     with HDF5Storage(output_dir=output_dir) as storage:
         storage.write_batch("camera", BATCH)
