@@ -45,7 +45,7 @@ def main() -> None:
     boot = None if owner_fd is None else _await_document(owner_fd)
     if boot is None or owner_fd is None:  # the owner has gone, or has no use for a standby any more
         os._exit(0)
-    logging.basicConfig(stream=sys.stderr, level=logging.ERROR, format="shmstore writer: %(message)s")
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="shmstore writer: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.setswitchinterval(_SWITCH_S)
     boot["owner_fd"] = owner_fd

@@ -12,6 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pyarrow as pa
+import pytest
 
 import shmstore
 from shmstore import HDF5Storage, Producer, StorageStats
@@ -91,7 +92,9 @@ def check(path: Path, batches: int) -> None:
     assert report.ok, str(report)
 
 
-def test_it_steps_down_and_up_and_all_of_it_is_read_back(output_dir: Path) -> None:
+def test_it_steps_down_and_up_and_all_of_it_is_read_back(
+    output_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with storage_in(output_dir) as storage:
         producer = storage.producer("x", SCHEMA)
         put(producer, 0)
@@ -114,6 +117,9 @@ def test_it_steps_down_and_up_and_all_of_it_is_read_back(output_dir: Path) -> No
         stats = wait_until(storage, lambda stats: stats.steps_below == 0)
         put(producer, after + 1)
     check(storage.path, after + 2)
+    said = [line for line in capfd.readouterr().err.splitlines() if "codec threads" in line]
+    assert len(said) == 1
+    assert said[0].startswith("shmstore writer: codec threads cannot keep up with 'x': its chunks are")
     final = storage.final_stats
     assert (final.chunks_stored, final.steps_up) == (stored, 3)
     assert final.chunks_cheaper == stats.chunks_cheaper

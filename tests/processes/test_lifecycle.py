@@ -705,3 +705,9 @@ def test_close_while_threads_of_the_owner_put(output_dir: Path) -> None:
         range(3), shmstore.ClosedError
     )
     check(storage.path, counts)
+
+
+def test_a_disk_with_little_left_is_warned_of(shared_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with HDF5Storage(output_dir=shared_folder, disk_warn_bytes="1TiB"):  # more than there is memory
+        pass
+    assert f"bytes are left on the disk of {shared_folder}" in capfd.readouterr().err
