@@ -584,6 +584,8 @@ class InstrumentAssembly:
                 if standing is not None:
                     streams.append([assembler.dataset.number, *standing])
             self._standing = {"counts": self._cut.counts, "bytes_in": self._cut.bytes_in, "streams": streams}
+            if self.effort is not None:
+                self._standing["effort"] = self.effort.counts()
         return self._standing
 
     def tails(self) -> Iterator[tuple[int, Chunk]]:
@@ -637,6 +639,8 @@ class InstrumentAssembly:
         counts = {str(space): int(count) for space, count in standing["counts"].items()}
         self._cut = Cut(counts, int(standing["bytes_in"]))
         self._standing = None
+        if self.effort is not None:
+            self.effort.count_on(standing.get("effort", {}))
         self._taken.update(counts)
         self._distributed.update(counts)
         self.rows = counts.get("", 0)

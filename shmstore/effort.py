@@ -8,7 +8,7 @@ how long the file waited for codecs. It knows neither rings nor HDF5.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +50,7 @@ class Effort:
     lowest : int
         As given.
     steps_down, steps_up : int
-        Changes of the grade; their difference is the grade.
+        Changes of the grade, also by a writer before this one; their difference is the grade.
     chunks_cheaper, chunks_stored : int
         Chunks that were encoded at a cheaper level, and not at all, because of it.
 
@@ -155,6 +155,15 @@ class Effort:
             "chunks_cheaper": self.chunks_cheaper,
             "chunks_stored": self.chunks_stored,
         }
+
+    def count_on(self, counts: Mapping[str, int]) -> None:
+        """Begin at the top with the counts that another writer left; what it was down counts as steps up.
+
+        Chunks that it encoded and never committed are encoded, and counted, again.
+        """
+        self.steps_down = self.steps_up = int(counts.get("steps_down", 0))
+        self.chunks_cheaper = int(counts.get("chunks_cheaper", 0))
+        self.chunks_stored = int(counts.get("chunks_stored", 0))
 
 
 class AdaptiveEncoder:

@@ -93,7 +93,7 @@ class InstrumentStats(_Counts):
         Chunks handed to the file.
     steps_down, steps_up : int
         Under ``compression="adaptive"``, how often codecs were eased because they could not keep up, and how
-        often that was taken back. These four counts begin anew when the writer is replaced.
+        often that was taken back. A writer that replaces another takes back all.
     chunks_cheaper, chunks_stored : int
         Chunks that were compressed at a cheaper level than configured because of that, and not at all.
     """

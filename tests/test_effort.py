@@ -128,6 +128,17 @@ def test_looks_that_follow_at_once_are_one(effort: Effort) -> None:
     assert effort.observe(0.021, 0.0, 0.021)  # the fullest of them counts
 
 
+def test_who_follows_begins_at_the_top_and_counts_on(effort: Effort) -> None:
+    effort.grade, effort.steps_down, effort.steps_up = 2, 5, 3
+    effort.count(stored=True)
+    following = Effort(lowest=3)
+    following.count_on(effort.counts())
+    assert (following.grade, following.steps_down, following.steps_up) == (0, 5, 5)
+    assert (following.chunks_cheaper, following.chunks_stored) == (0, 1)
+    following.count_on({})
+    assert not any(following.counts().values())
+
+
 def test_only_adaptive_codecs_need_it() -> None:
     assert Effort.of([]) is None
     assert Effort.of([Codec.parse("gzip"), Codec.parse("none")]) is None

@@ -140,14 +140,20 @@ def test_a_writer_that_is_replaced_begins_at_the_top(output_dir: Path) -> None:
         producer = storage.producer("x", SCHEMA)
         after = put_until(storage, producer, 0, lambda stats: stats.chunks_stored > 0)
         kill_writer(storage, 1)  # with full rings
-        after = put_until(storage, producer, after, lambda stats: stats.chunks_stored > 0)
+        after = put_until(storage, producer, after, lambda stats: stats.steps_below == 3)
         storage.flush()
+        before = storage.stats()
+        assert before.steps_down > 3  # those of the writer before are among them
         kill_writer(storage, 2)  # with empty ones
         put(producer, after)
         storage.flush()
         stats = storage.stats()
-        assert (stats.steps_down, stats.chunks_cheaper, stats.chunks_stored) == (0, 0, 0)
+        assert stats.steps_below == 0
+        assert (stats.steps_down, stats.steps_up) == (before.steps_down, before.steps_down)
+        assert (stats.chunks_cheaper, stats.chunks_stored) == (before.chunks_cheaper, before.chunks_stored)
     check(storage.path, after + 1)
+    with h5py.File(storage.path) as file:
+        assert 0 < masks_of(file["x/eased"]).count(1) <= stats.chunks_stored
     with shmstore.open(storage.path) as recording:
         assert recording.state == "complete"
 
