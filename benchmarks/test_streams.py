@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.conftest import Scale
 from benchmarks.report import Report, Result
+from shmstore.bench.handover import HandedOver
 from shmstore.bench.harness import Series
 from shmstore.bench.limits import PwriteLoop
 from shmstore.bench.peers import H5pyAppend
@@ -59,6 +60,17 @@ def test_adc_none(report: Report, scale: Scale, output: Path) -> None:
         Recording(Adc(), batches, output, _MB, compression="none", ring_bytes="16MiB"),
         PwriteLoop(Adc(), batches, output, _MB),
         at_least=0.9,
+    )
+
+
+def test_adc_none_handed_over(report: Report, scale: Scale, output: Path) -> None:
+    """The same against bytes that another process copied into a ring as large: what two processes allow."""
+    batches, ring = scale.pick(1024, 8), 16 << 20
+    report.compare(
+        "adc, none",
+        "MB/s",
+        Recording(Adc(), batches, output, _MB, compression="none", ring_bytes=ring),
+        HandedOver(Adc(), batches, ring, output, _MB),
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from shmstore.bench import machine
 from shmstore.bench.cases import Case
+from shmstore.bench.handover import HandedOver
 from shmstore.bench.harness import Run, Series
 from shmstore.bench.limits import (
     Chunks,
@@ -149,6 +150,8 @@ class Comparison:
             Memcpy(case.stream, case.batches, ring, self._per_batch),
             PwriteLoop(case.stream, case.batches, output, self._per_batch),
         ]
+        if case.codec == "none":
+            limits.append(HandedOver(case.stream, case.batches, ring, output, self._per_batch))
         if self._direct and chunks.arrays:
             threads = case.config.codec_thread_count
             limits.append(CodecAlone(chunks, case.parsed_codec, threads, megabytes))
@@ -247,7 +250,11 @@ class Comparison:
         return found
 
     def _machine_limit(self, runs: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-        alone = {run["label"]: run["cpu_s_per_gb"]["process"] for run in runs if run["kind"] == "limit"}
+        alone = {
+            run["label"]: run["cpu_s_per_gb"]["process"]
+            for run in runs
+            if run["kind"] == "limit" and "process" in run["cpu_s_per_gb"]
+        }
         if self.case.codec == "none":
             names = ["memcpy", "pwrite"]
         else:

@@ -20,7 +20,7 @@ def test_names_are_unique_and_every_configuration_is_right() -> None:
 
 
 def test_bounds_name_what_is_measured() -> None:
-    labels = {peer.label for peer in PEERS} | {"machine limit", "memcpy", "pwrite"}
+    labels = {peer.label for peer in PEERS} | {"machine limit", "memcpy", "pwrite", "pwrite, handed over"}
     assert {label for case in CASES for label, _ in case.bounds} <= labels
 
 

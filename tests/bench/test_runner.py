@@ -80,7 +80,7 @@ def test_rounds_and_absent_peers(output_dir: Path, shared_folder: Path) -> None:
     case = Case("log", Words(rows=50, distinct=2), "none", 6, settings=settings)
     with Comparison(case, Plan(output_dir, rounds=2)) as comparison:
         found = comparison.measure()
-    labels = ["shmstore", "machine limit", "memcpy", "pwrite", "Parquet", "Arrow IPC"]
+    labels = ["shmstore", "machine limit", "memcpy", "pwrite", "pwrite, handed over", "Parquet", "Arrow IPC"]
     assert [run["label"] for run in found["runs"]] == labels
     assert set(found["absent"]) == {peer.label for peer in PEERS} - set(labels)
     assert all("is string" in why for why in found["absent"].values())

@@ -269,7 +269,8 @@ def test_peers_can_be_left_out_where_they_are_not_installed(tmp_path: Path) -> N
     )
     assert result.returncode == 0, result.stderr
     (case,) = json.loads(result.stdout)["cases"]
-    assert [run["label"] for run in case["runs"]] == ["shmstore", "machine limit", "memcpy", "pwrite"]
+    labels = ["shmstore", "machine limit", "memcpy", "pwrite", "pwrite, handed over"]
+    assert [run["label"] for run in case["runs"]] == labels
 
 
 def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
