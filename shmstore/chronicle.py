@@ -208,6 +208,7 @@ class Chronicle:
             if isinstance(record, Operation):
                 if record.name == "evolve" and covered is not None and record.start >= covered:
                     self.torn = True
+                    self._look_for_the_end()
                     break
                 self._operation(record)
             elif isinstance(record, Items):
@@ -221,6 +222,12 @@ class Chronicle:
                 self.end = reader.end
         # What was begun and not ended did not happen, whatever it left in the file.
         self.torn = self.torn or self._open is not None
+
+    def _look_for_the_end(self) -> None:
+        """See whether the file was finished all the same: then what went over the commit is in it."""
+        for record in self._reader:
+            if isinstance(record, Operation) and record.name == "finished":
+                self._operation(record)
 
     def _operation(self, operation: Operation) -> None:
         if operation.name == "begin":

@@ -101,7 +101,7 @@ STEPS: Mapping[str, str] = MappingProxyType(
         "close.file_closed": "the file is closed, and not synced",
         "close.file_finished": "the disk has the finished file, the session has no report",
         "close.report_written": "the report is in the session, the journal is still there",
-        "close.journal_removed": "the journal is gone, the tail files are still there",
+        "close.journal_removed": "tail files and journal are gone, the folder is still there",
         "close.files_removed": "beside the file is nothing more, tails and ledger are still there",
         "close.memory_freed": "tails and ledger are gone, the session does not say that it is closed",
         "close.state_closed": "the session says that the recording is closed, nobody was answered",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from faults.confirmed import FILE, Confirmed, check_confirmed, record_confirmed
 from faults.disk import SYNCS, Call, Shim, Trace
-from faults.images import crash_image, cut_points, last_mark
+from faults.images import crash_image, cut_points, last_mark, replay
 
 import shmstore
 from shmstore.recovery import recover
@@ -123,6 +123,26 @@ def test_the_end_loses_nothing(recorded: Recorded) -> None:
     cuts = [*np.linspace(finished - 20, finished, 5, dtype=int).tolist(), *range(finished, len(calls) + 1)]
     assert len(cuts) >= IMAGES // 2
     assert recorded.all_wrong(cuts, 2) == {}
+
+
+@pytest.mark.parametrize("gone", range(1, 8))
+def test_what_lies_beside_a_finished_file_may_go_in_any_order(recorded: Recorded, gone: int) -> None:
+    calls = recorded.calls
+    (finished,) = places_of(calls, b'"operation":"finished"')
+    shutil.rmtree(recorded.folder, ignore_errors=True)
+    recorded.folder.mkdir()
+    replay(calls[: finished + 1], recorded.folder)
+    beside = sorted((recorded.folder / f"{FILE}.recovery").iterdir())
+    assert [path.name for path in beside] == ["journal", "tails-0", "tails-1"]
+    for number, path in enumerate(beside):
+        if gone >> number & 1:
+            path.unlink()
+    path = recorded.folder / FILE
+    before = path.read_bytes()
+    report = recover(path, shm_dir=recorded.shm_dir)
+    assert (report.state, report.problems) == ("complete", ())
+    assert path.read_bytes() == before
+    assert list(recorded.folder.iterdir()) == [path]
 
 
 def test_before_the_first_flush_there_is_little_or_a_clear_word(recorded: Recorded) -> None:
