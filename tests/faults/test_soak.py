@@ -65,7 +65,7 @@ def test_nothing_grows_and_nothing_is_lost(tmp_path: Path, capsys: pytest.Captur
             if now >= next_kill:
                 crew.kill(*writers[:1])
                 kills += 1
-                writer_since, next_kill = now, now + KILL_S
+                writer_since, next_kill = now, next_kill + KILL_S
                 with capsys.disabled():
                     print(f"{until - now:.0f} s left, {kills} kills, {sum(crew.sealed().values())} batches")
         assert crew.wait(600) == 0
