@@ -204,11 +204,12 @@ class Chronicle:
     def _told(self, covered: int | None) -> Iterator[Record]:
         """Give the records that count, and take in what those tell that tell of no chunk."""
         reader = self._reader
-        for record in reader:
+        records = iter(reader)
+        for record in records:
             if isinstance(record, Operation):
                 if record.name == "evolve" and covered is not None and record.start >= covered:
                     self.torn = True
-                    self._look_for_the_end()
+                    self._look_for_the_end(records)
                     break
                 self._operation(record)
             elif isinstance(record, Items):
@@ -223,9 +224,9 @@ class Chronicle:
         # What was begun and not ended did not happen, whatever it left in the file.
         self.torn = self.torn or self._open is not None
 
-    def _look_for_the_end(self) -> None:
+    def _look_for_the_end(self, behind: Iterator[Record]) -> None:
         """See whether the file was finished all the same: then what went over the commit is in it."""
-        for record in self._reader:
+        for record in behind:
             if isinstance(record, Operation) and record.name == "finished":
                 self._operation(record)
 

@@ -22,6 +22,15 @@ pytestmark = [pytest.mark.crash, pytest.mark.timeout(300)]
 IMAGES = 20
 
 
+REFUSALS = (shmstore.IncompleteFileError, shmstore.StorageError, shmstore.BrokenError)
+
+
+def only_told(error: Exception) -> None:
+    """Let a process of which HDF5 made an endless loop pass for a clear word, but not one that it killed."""
+    if isinstance(error, shmstore.BrokenError) and "came to no end" not in str(error):
+        raise error
+
+
 @dataclass
 class Recorded:
     """A recording's trace, and a folder for images.
@@ -57,7 +66,8 @@ class Recorded:
         try:
             # In a process of its own: HDF5 may loop for ever over what is left of the very beginning.
             report = shmstore.recover(path, shm_dir=self.shm_dir)
-        except shmstore.ShmStoreError as error:
+        except REFUSALS as error:
+            only_told(error)
             return [f"refused: {error}"] if confirmed.metadata else []
         wrong = check_confirmed(path, confirmed)
         left = {*self.folder.iterdir(), *self.shm_dir.iterdir()}
@@ -155,7 +165,8 @@ def test_before_the_first_flush_there_is_little_or_a_clear_word(recorded: Record
         before = content(recorded.folder)
         try:
             shmstore.recover(path, shm_dir=recorded.shm_dir)
-        except shmstore.ShmStoreError as error:
+        except REFUSALS as error:
+            only_told(error)
             refused.append(str(error))
             assert content(recorded.folder) == before
         else:
