@@ -7,11 +7,9 @@ no rows, no file format: what is missing of a bare `pwrite` here is the price of
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import time
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any
@@ -20,12 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from shmstore.bench.harness import FileRun
-from shmstore.bench.processes import deaf_to_interrupts
+from shmstore.bench.processes import CONTEXT, Companion
 from shmstore.bench.streams import Stream, batch_bytes, made, pieces
-from shmstore.errors import BrokenError
 
-_CONTEXT = multiprocessing.get_context("spawn")
-_READY_S = 60.0
+#: Longest wait for space without a look at who is to make it.
+_LOOK_S = 1.0
 
 
 class HandedOver(FileRun):
@@ -54,43 +51,36 @@ class HandedOver(FileRun):
         self._slot_bytes = max(sum(piece.nbytes for piece in batch) for batch in self._made)
         self._slots = max(2, ring_bytes // self._slot_bytes)
         self._memory: SharedMemory | None = None
-        self._child: BaseProcess | None = None
+        self._child: Companion | None = None
 
     def prepare(self) -> None:
         """Make the memory, every page of it, and start the process that writes."""
         self._memory = SharedMemory(create=True, size=self._slots * self._slot_bytes)
         _bytes_of(self._memory)[:] = 0
-        self._free, self._full = _CONTEXT.Semaphore(self._slots), _CONTEXT.Semaphore(0)
-        self._pipe, theirs = _CONTEXT.Pipe()
+        self._free, self._full = CONTEXT.Semaphore(self._slots), CONTEXT.Semaphore(0)
         sizes = [sum(piece.nbytes for piece in batch) for batch in self._made]
-        self._child = _CONTEXT.Process(
-            target=_write_slots,
-            args=(self._path, self._memory, self._slots, self._slot_bytes, sizes, self._batches),
-            kwargs={"free": self._free, "full": self._full, "pipe": theirs},
-            daemon=True,
+        self._child = Companion(
+            _write_slots,
+            *(self._path, self._memory, self._slots, self._slot_bytes, sizes, self._batches),
+            *(self._free, self._full),
         )
-        with deaf_to_interrupts():
-            self._child.start()
-        theirs.close()
-        if not self._pipe.poll(_READY_S):
-            raise BrokenError(f"the process that writes was not ready in {_READY_S:g} s")
-        self._answer()
 
     def run(self) -> None:
         """Copy every batch, and wait until the file is closed."""
-        if self._memory is None:
+        if self._memory is None or self._child is None:
             raise RuntimeError("run() comes after prepare()")
         began = time.process_time()
         room = _bytes_of(self._memory)
         slots, size, distinct = self._slots, self._slot_bytes, len(self._made)
         for number in range(self._batches):
-            self._free.acquire()
+            while not self._free.acquire(timeout=_LOOK_S):
+                self._child.check()
             place = number % slots * size
             for piece in self._made[number % distinct]:
                 np.copyto(room[place : place + piece.nbytes], piece)
                 place += piece.nbytes
             self._full.release()
-        self._writer_cpu_s = float(self._answer())
+        self._writer_cpu_s = float(self._child.answer())
         self._producer_cpu_s = time.process_time() - began
 
     def finish(self) -> dict[str, Any]:
@@ -104,23 +94,12 @@ class HandedOver(FileRun):
         """End the process, and remove file and memory."""
         child, self._child = self._child, None
         if child is not None:
-            self._pipe.close()
-            child.join(1.0)
-            if child.is_alive():
-                child.kill()
-                child.join()
-            child.close()
+            child.end()
         memory, self._memory = self._memory, None
         if memory is not None:
             memory.close()
             memory.unlink()
         super().abandon()
-
-    def _answer(self) -> Any:
-        try:
-            return self._pipe.recv()
-        except (EOFError, ConnectionError):
-            raise BrokenError("the process that writes ended too early: see what it said above") from None
 
 
 def _write_slots(
@@ -130,7 +109,6 @@ def _write_slots(
     slot_bytes: int,
     sizes: list[int],
     batches: int,
-    *,
     free: Any,
     full: Any,
     pipe: Connection,

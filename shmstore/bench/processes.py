@@ -5,14 +5,22 @@ The watch looks at the kernel's own counts now and then, from a thread; what the
 
 from __future__ import annotations
 
+import multiprocessing
 import resource
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import Any
+
+from shmstore.errors import BrokenError
+
+#: spawn: a fork of a process in which Arrow has started threads is unsafe.
+CONTEXT = multiprocessing.get_context("spawn")
+_READY_S = 60.0
 
 _LOOK_S = 0.05
 #: A standby has started when it has taken so much of a processor, and no more for so long.
@@ -111,6 +119,60 @@ def await_standby(known: set[int | None], timeout_s: float) -> None:
             return
         before = now
         time.sleep(_REST_S)
+
+
+class Companion:
+    """A process that a run hands its data to: it says that it is ready, and in the end what it needed.
+
+    Blocks until it is ready.
+
+    Parameters
+    ----------
+    target
+        What it does: called with ``arguments`` and its end of a pipe, through which it speaks.
+    arguments
+        What can be pickled.
+
+    Raises
+    ------
+    BrokenError
+        It ended, or was not ready in a minute.
+    """
+
+    def __init__(self, target: Callable[..., None], *arguments: Any) -> None:
+        self._pipe, theirs = CONTEXT.Pipe()
+        self._process = CONTEXT.Process(target=target, args=(*arguments, theirs), daemon=True)
+        with deaf_to_interrupts():
+            self._process.start()
+        theirs.close()
+        try:
+            if not self._pipe.poll(_READY_S):
+                raise BrokenError(f"the process that writes was not ready in {_READY_S:g} s")
+            self.answer()
+        except BrokenError:
+            self.end()
+            raise
+
+    def check(self) -> None:
+        """Raise `BrokenError` if it has ended."""
+        if not self._process.is_alive():
+            raise BrokenError("the process that writes ended too early: see what it said above")
+
+    def answer(self) -> Any:
+        """Wait for what it says next; raise `BrokenError` if it ends without a word."""
+        try:
+            return self._pipe.recv()
+        except (EOFError, ConnectionError):
+            raise BrokenError("the process that writes ended too early: see what it said above") from None
+
+    def end(self) -> None:
+        """Wait for its end, or kill it."""
+        self._pipe.close()
+        self._process.join(1.0)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._process.close()
 
 
 @contextmanager

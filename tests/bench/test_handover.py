@@ -25,7 +25,8 @@ def test_another_process_writes_the_columns_bytes(tmp_path: Path) -> None:
 
 
 def test_a_process_that_cannot_write_is_no_hang(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    run = HandedOver(Telemetry(rows=10, columns=2), 3, 1000, tmp_path / "none", 1.0)
+    # More than the ring holds: there will be no space to wait for.
+    run = HandedOver(Telemetry(rows=10, columns=2), 50, 1000, tmp_path / "none", 1.0)
     run.prepare()
     with pytest.raises(BrokenError, match="ended too early"):
         run.run()

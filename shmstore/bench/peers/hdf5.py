@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import time
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,16 +16,12 @@ import numpy.typing as npt
 
 from shmstore.bench.harness import FileRun, sync
 from shmstore.bench.peers.gathering import Arrays, gathered
-from shmstore.bench.processes import deaf_to_interrupts
+from shmstore.bench.processes import CONTEXT, Companion
 from shmstore.bench.streams import MIB, Stream, batch_bytes, columns, made
 from shmstore.codec import Codec
-from shmstore.errors import BrokenError
 from shmstore.payload import Encoder
 
-# spawn: a fork of a process in which Arrow has started threads is unsafe.
-_CONTEXT = multiprocessing.get_context("spawn")
 _QUEUE_BYTES = 64 * MIB
-_READY_S = 60.0
 
 
 def filters_of(codec: Codec, itemsize: int, chunk_nbytes: int) -> dict[str, Any]:
@@ -161,30 +155,23 @@ class H5pyQueue(FileRun):
         self._arguments = (self._path, chunk_rows, filters or {})
         self._made = made(stream)
         self._depth = max(2, min(32_000, _QUEUE_BYTES // max(1, batch_bytes(stream))))
-        self._child: BaseProcess | None = None
+        self._child: Companion | None = None
 
     def prepare(self) -> None:
         """Start the process that writes."""
-        self._queue: Any = _CONTEXT.Queue(self._depth)
-        self._pipe, theirs = _CONTEXT.Pipe()
-        self._child = _CONTEXT.Process(
-            target=_write_queued, args=(*self._arguments, self._queue, theirs), daemon=True
-        )
-        with deaf_to_interrupts():
-            self._child.start()
-        theirs.close()
-        if not self._pipe.poll(_READY_S):
-            raise BrokenError(f"the process behind the queue was not ready in {_READY_S:g} s")
-        self._answer()
+        self._queue: Any = CONTEXT.Queue(self._depth)
+        self._child = Companion(_write_queued, *self._arguments, self._queue)
 
     def run(self) -> None:
         """Put every batch, and wait until the file is closed."""
+        if self._child is None:
+            raise RuntimeError("run() comes after prepare()")
         began = time.process_time()
         put, batches, distinct = self._queue.put, self._made, len(self._made)
         for number in range(self._batches):
             put(batches[number % distinct])
         put(None)
-        self._writer_cpu_s = float(self._answer())
+        self._writer_cpu_s = float(self._child.answer())
         self._producer_cpu_s = time.process_time() - began
 
     def finish(self) -> dict[str, Any]:
@@ -198,23 +185,10 @@ class H5pyQueue(FileRun):
         """End the process and remove the file."""
         child, self._child = self._child, None
         if child is not None:
-            self._pipe.close()
-            child.join(1.0)
-            if child.is_alive():
-                child.kill()
-                child.join()
-            child.close()
+            child.end()
             self._queue.cancel_join_thread()
             self._queue.close()
         super().abandon()
-
-    def _answer(self) -> Any:
-        try:
-            return self._pipe.recv()
-        except (EOFError, ConnectionError):
-            raise BrokenError(
-                "the process behind the queue ended too early: see what it said above"
-            ) from None
 
 
 def _write_queued(
