@@ -156,8 +156,8 @@ def test_default_level_is_the_same_written_or_not() -> None:
         (Codec.parse("blosc", shuffle="bit"), 1, (Filter(32001, (2, 2, 1, 4800, 5, 2, 1)),)),
         (Codec.parse("blosc"), 1, (Filter(32001, (2, 2, 1, 4800, 5, 0, 1)),)),
         (Codec.parse("blosc2:zlib"), 8, (Filter(32026, (1, 0, 8, 4800, 5, 1, 4)),)),
-        (Codec.parse("bitshuffle"), 4, (Filter(32008, (16384, 2)),)),
-        (Codec.parse("bitshuffle:zstd", 7), 12, (Filter(32008, (5456, 3, 7)),)),
+        (Codec.parse("bitshuffle"), 4, (Filter(32008, (65536, 2)),)),
+        (Codec.parse("bitshuffle:zstd", 7), 12, (Filter(32008, (21840, 3, 7)),)),
     ],
 )
 def test_filters_in_pipeline_order(codec: Codec, itemsize: int, expected: tuple[Filter, ...]) -> None:

@@ -76,4 +76,4 @@ def test_the_fast_library_is_there() -> None:
 def test_a_block_of_bit_planes_is_a_multiple_of_8(itemsize: int) -> None:
     block = bitshuffle_block(itemsize)
     assert block % 8 == 0
-    assert block == 8 or 32 << 10 < block * itemsize <= 64 << 10
+    assert block == 8 or 128 << 10 < block * itemsize <= 256 << 10
