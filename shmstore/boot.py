@@ -5,6 +5,7 @@ A process whose document has not come yet is a standby: it has loaded all module
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import logging
@@ -34,6 +35,10 @@ from shmstore.writer import Suspect, Writer
 log = logging.getLogger("shmstore.writer")
 
 
+#: What the C library keeps of freed memory, and up to which size it takes it from there. What a codec thread
+#: makes the file thread frees; given back to the kernel each time, and faulted in anew, it took a quarter of
+#: the processor time of lz4. See mallopt(3): M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, which has this maximum.
+_MALLOPT = {-1: 256 << 20, -3: 32 << 20}
 #: How long a thread may keep the interpreter while another waits for it. The file thread needs it for
 #: microseconds between two chunks, and in the default of 5 ms the kernel would take ten of them.
 _SWITCH_S = 0.00005
@@ -68,6 +73,7 @@ def main() -> None:
     if not boot["resume"]:  # a replacement leaves the state as it was: it may have been closing
         session.state = State.RECORDING
     _answer(boot["ready_fd"], {"path": str(session.recording_path)})
+    _keep_freed_memory()  # from here on: what it takes to resume is needed once
     code = 0
     try:
         writer.run()
@@ -81,6 +87,13 @@ def main() -> None:
     # Not through the interpreter's own end: it would take its time, which the owner waits for, and after a
     # failure it would close the file and so publish extents whose rows were never written.
     os._exit(code)
+
+
+def _keep_freed_memory() -> None:
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # other C libraries than glibc have none
+        for option, value in _MALLOPT.items():
+            mallopt(option, value)
 
 
 def _end_finished(session: Session, ready_fd: int, owner_fd: int) -> NoReturn:

@@ -8,12 +8,13 @@ makes the submitter wait, so memory is bounded. Codec threads only ever see byte
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,10 @@ from shmstore.steps import step
 _AHEAD_CHUNKS = 2
 #: What is written in one go, before a commit or anybody else gets at the file: some steps are paid once.
 _RUN_BYTES = 2 * 2**20
+#: Who waits for room in the window is woken when so much of it is free, not for each chunk.
+_WINDOW_SHARE = 4
 #: Longest wait without a look.
-_LOOK_S = 1.0
+_LOOK_S = 0.05
 
 Chunk = npt.NDArray[np.uint8]
 Encode = Callable[[Chunk], tuple[Any, int]]
@@ -44,7 +47,9 @@ class _Job:
     encode: Encode | None
     encoded: tuple[Any, int] | None = None
     checksum: int | None = None
-    encoding: Future[None] | None = None
+    #: Held until a codec thread has come to the end of it; ``None`` where none is needed.
+    due: threading.Lock | None = None
+    error: BaseException | None = None
 
     def run(self) -> None:
         """Encode, and take the checksum.
@@ -55,12 +60,29 @@ class _Job:
             self.encoded = self.encode(self.chunk)
         self.checksum = crc32(self.chunk if self.encoded is None else self.encoded[0])
 
+    def end(self, error: BaseException | None = None) -> None:
+        """Let go whoever waits for it."""
+        self.error = error
+        if self.due is not None:
+            self.due.release()
+
+    def wait(self) -> None:
+        """Wait until it has ended; raise what it has failed with."""
+        if self.due is not None:
+            with self.due:
+                pass
+        if self.error is not None:
+            raise self.error
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing has to be waited for any more."""
+        return self.due is None or not self.due.locked()
+
     @property
     def is_quick(self) -> bool:
-        """Whether nothing has to be waited for before its bytes can be written, and nothing has failed."""
-        if self.encoding is not None:
-            return self.encoding.done() and self.encoding.exception() is None
-        return not self.through_hdf5
+        """Whether its bytes can be written at once, and nothing has failed."""
+        return self.ended and self.error is None and not self.through_hdf5
 
     @property
     def through_hdf5(self) -> bool:
@@ -90,6 +112,53 @@ class Commit:
     def done(self) -> bool:
         """Whether the action has returned."""
         return self.written >= 0
+
+
+class _CodecThreads:
+    """Threads that run jobs, begun in the order in which they come; started with the first.
+
+    A pool of the standard library does the same, with four locks and a condition for each job.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+
+    def submit(self, job: _Job) -> None:
+        """Have a job run; whoever waits for it hears how it ended."""
+        if not self._threads:
+            self._threads = [
+                threading.Thread(target=self._run, name=f"shmstore-codec_{number}", daemon=True)
+                for number in range(self._count)
+            ]
+            for thread in self._threads:
+                thread.start()
+        job.due = threading.Lock()
+        job.due.acquire()
+        self._jobs.put(job)
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            error = None
+            try:
+                job.run()
+            except BaseException as failure:  # noqa: BLE001 (nothing is hidden: whoever waits is raised it)
+                error = failure
+            job.end(error)
+            del job, error
+
+    def close(self) -> None:
+        """Forget what has not begun, and wait for the rest."""
+        with contextlib.suppress(Empty):
+            while True:
+                job = self._jobs.get_nowait()
+                if job is not None:
+                    job.end(CancelledError())
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
 
 
 class CodecPipeline:
@@ -136,10 +205,10 @@ class CodecPipeline:
         self._commit: Commit | None = None
         self._failure: BaseException | None = None
         self._progress = threading.Condition()
-        self._awaited = False
+        self._awaited: Callable[[], bool] | None = None
         self._waited_s = 0.0
         self._waits_since_s: float | None = None
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shmstore-codec")
+        self._codecs = _CodecThreads(threads)
         # A job, `False` to look for a commit, or `None` to end.
         self._jobs: SimpleQueue[_Job | bool | None] = SimpleQueue()
         self._put_back: list[_Job | bool | None] = []
@@ -179,11 +248,13 @@ class CodecPipeline:
         # A chunk that is not encoded takes no memory but what it lies in, which has its own bounds; and its
         # checksum costs less the sooner it is taken.
         if encode is not None and self.busy and self.under_way_bytes + size > self._window_bytes:
-            self._wait(lambda: not self.busy or self.under_way_bytes + size <= self._window_bytes)
+            share = self._window_bytes // _WINDOW_SHARE
+            most = self._window_bytes - max(size, share if 2 * size <= share else 0)
+            self._wait(lambda: not self.busy or self.under_way_bytes <= most)
         end = index * dataset.chunk_items + (dataset.chunk_items if items is None else items)
         job = _Job(dataset, index, end, chunk, as_it_is, None if as_it_is else encode)
         if job.encode is not None:
-            job.encoding = self._pool.submit(job.run)
+            self._codecs.submit(job)
         elif self._file_thread_is_behind and dataset.keeps_checksums and not job.through_hdf5:
             job.run()
         self.submitted += 1
@@ -248,11 +319,13 @@ class CodecPipeline:
         if reached():
             return
         with self._progress:
-            self._awaited = True
+            self._awaited = reached
             while not reached() and self._failure is None:
-                if self._progress.wait(_LOOK_S):
+                written = self.written
+                self._progress.wait(_LOOK_S)
+                if self.written > written:
                     self._beat()
-            self._awaited = False
+            self._awaited = None
         self.check()
 
     # -- the file thread -------------------------------------------------------------------------------------
@@ -287,8 +360,7 @@ class CodecPipeline:
         return run
 
     def _write(self, run: list[_Job]) -> None:
-        if run[0].encoding is not None:
-            self._await(run[0].encoding)
+        self._await(run[0])
         ends = {job.dataset: job.items for job in run}
         with run[0].dataset.lock:
             for dataset, items in ends.items():
@@ -297,20 +369,18 @@ class CodecPipeline:
             for job in run:
                 self._write_chunk(job)
 
-    def _await(self, encoding: Future[None]) -> None:
-        if encoding.done():
-            encoding.result()
+    def _await(self, job: _Job) -> None:
+        if job.ended:
+            job.wait()
             return
         since_s = self._waits_since_s = time.monotonic()
-        encoding.result()
+        job.wait()
         # In this order somebody who asks in between is told too little, and the rest the next time.
         self._waits_since_s = None
         self._waited_s += time.monotonic() - since_s
 
     def _write_chunk(self, job: _Job) -> None:
         dataset = job.dataset
-        if job.encoding is not None:
-            job.encoding.result()
         if job.encoded is not None:
             dataset.write_chunk(job.index, *job.encoded, job.checksum)
         elif job.through_hdf5:
@@ -336,12 +406,13 @@ class CodecPipeline:
         self._wake()
 
     def _tell(self) -> None:
-        if self._awaited:  # set before the waiter looks, read after what it looks for is set
+        reached = self._awaited  # set before the waiter looks, read after what it looks for is set
+        if reached is not None and (reached() or self._failure is not None):
             with self._progress:
                 self._progress.notify_all()
 
     def close(self) -> None:
         """Stop the threads; chunks not yet written are forgotten."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._codecs.close()
         self._jobs.put(None)
         self._thread.join()

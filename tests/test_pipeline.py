@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -153,23 +153,16 @@ def test_the_memory_of_a_chunk_is_free_once_it_is_written(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Although the codec thread has not come to its end yet, and still holds on to its work."""
-    submitted, may_end = threading.Event(), threading.Event()
+    may_end, end = threading.Event(), pipeline_module._Job.end
 
-    class LingeringPool(ThreadPoolExecutor):
-        def submit(self, *arguments: Any, **keywords: Any) -> Future[Any]:
-            future = super().submit(*arguments, **keywords)
-            future.add_done_callback(lambda _: may_end.wait(10))
-            submitted.set()
-            return future
+    def linger(job: pipeline_module._Job, error: BaseException | None = None) -> None:
+        end(job, error)
+        may_end.wait(10)
 
-    def encode(chunk: Chunk) -> tuple[Any, int]:
-        submitted.wait(10)
-        return chunk.data, RAW
-
-    monkeypatch.setattr(pipeline_module, "ThreadPoolExecutor", LingeringPool)
+    monkeypatch.setattr(pipeline_module._Job, "end", linger)
     pipeline = CodecPipeline(1, 1 << 20, lambda: None)
     memory = bytearray(CHUNK_BYTES)
-    pipeline.submit(dataset, 0, np.frombuffer(memory, np.uint8), encode)
+    pipeline.submit(dataset, 0, np.frombuffer(memory, np.uint8), lambda chunk: (chunk.data, RAW))
     pipeline.drain()
     try:
         memory.append(0)  # BufferError while anything looks at it
