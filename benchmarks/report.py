@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
@@ -23,7 +23,7 @@ class Result:
     figure, baseline_figure : float
         Ours and the baseline's, in ``unit``.
     baseline : str
-        The baseline's name.
+        The baseline's name; empty: there is none, the figure stands for itself.
     ratio : float
         Median over the rounds of figure ÷ baseline.
     bound : str
@@ -46,12 +46,12 @@ class Result:
 
     def cells(self, *, judge: bool) -> tuple[str, ...]:
         """Return the line as texts: case, figure, baseline, ratio, bound and verdict."""
-        verdict = "" if not self.bound or not judge else "ok" if self.met else "below"
+        verdict = "" if not self.bound or not judge else "ok" if self.met else "missed"
         return (
             self.case,
             f"{_shown(self.figure)} {self.unit}",
-            f"{self.baseline}: {_shown(self.baseline_figure)} {self.unit}",
-            f"{self.ratio:.3g}",
+            f"{self.baseline}: {_shown(self.baseline_figure)} {self.unit}" if self.baseline else "",
+            f"{self.ratio:.3g}" if self.baseline else "",
             f"{self.bound} {verdict}".strip(),
         )
 
@@ -83,12 +83,12 @@ class Report:
         self._foreign: list[float] = []
         benchmark.extra_info["results"] = []
 
-    def alternate(self, ours: Run, baseline: Run) -> tuple[Series, Series]:
-        """Run both in turn: baseline, ours, baseline, ours, …; pytest-benchmark clocks ours too."""
+    def alternate(self, ours: Run, baseline: Run, *others: Series) -> tuple[Series, Series]:
+        """Run both in turn: baseline, others, ours, baseline, …; pytest-benchmark clocks ours too."""
         mine, theirs = Series(ours), Series(baseline)
 
         def before() -> None:
-            in_turn(self._folder, [theirs], lambda _: None)
+            in_turn(self._folder, [theirs, *others], lambda _: None)
             mine.ready(self._folder)
 
         self._benchmark.pedantic(mine.clocked, setup=before, teardown=mine.done, rounds=self.rounds)
@@ -102,12 +102,46 @@ class Report:
     ) -> tuple[Series, Series]:
         """Alternate the two and report the median of the ratios of their rates."""
         mine, theirs = self.alternate(ours, baseline)
-        ratio = median(a / b for a, b in zip(mine.rates, theirs.rates, strict=True))
-        bound = "" if at_least is None else f"≥ {at_least:g}"
-        met = at_least is None or ratio >= at_least
-        figures = median(mine.rates), median(theirs.rates)
-        self.add(Result(case, figures[0], unit, baseline.label, figures[1], ratio, bound, met))
+        self.judge(case, unit, mine.rates, baseline.label, theirs.rates, at_least=at_least)
         return mine, theirs
+
+    def judge(
+        self,
+        case: str,
+        unit: str,
+        figures: Sequence[float],
+        baseline: str = "",
+        others: Sequence[float] = (),
+        *,
+        at_least: float | None = None,
+        at_most: float | None = None,
+        plus: float = 0.0,
+    ) -> None:
+        """Hold a figure against a baseline, round by round, or by itself against a fixed one; report it.
+
+        Parameters
+        ----------
+        case, unit
+            What was measured, and in what.
+        figures
+            Ours, one of each round.
+        baseline, others
+            What it is held against, and its figures in the same rounds; neither: the bounds are in ``unit``.
+        at_least, at_most
+            What is asked of the median over the rounds of figure ÷ baseline.
+        plus
+            In ``unit``: so much more than ``at_most`` times the baseline the figure may be.
+        """
+        rounds = list(zip(figures, others or [1.0] * len(figures), strict=True))
+        ratio = median(ours / theirs for ours, theirs in rounds)
+        allowed = median((ours - plus) / theirs for ours, theirs in rounds)
+        met = (at_least is None or ratio >= at_least) and (at_most is None or allowed <= at_most)
+        bounds = [
+            f"{sign} {bound:,g}" for sign, bound in (("≥", at_least), ("≤", at_most)) if bound is not None
+        ]
+        words = ", ".join(bounds) + (f", + {plus:g} {unit}" if plus else "" if baseline else f" {unit}")
+        middle = median(ours for ours, _ in rounds), median(theirs for _, theirs in rounds)
+        self.add(Result(case, middle[0], unit, baseline, middle[1], ratio, words if bounds else "", met))
 
     def repeat(self, measure: Callable[[], None]) -> None:
         """Run something that takes its own times, once a round."""

@@ -8,13 +8,13 @@ import hdf5plugin
 import pytest
 
 from benchmarks.conftest import Scale
-from benchmarks.report import Report, Result
+from benchmarks.report import Report
 from shmstore.bench.handover import HandedOver
 from shmstore.bench.harness import Series
-from shmstore.bench.limits import PwriteLoop
+from shmstore.bench.limits import Memcpy, PwriteLoop
 from shmstore.bench.peers import H5pyAppend
 from shmstore.bench.recorders import Recording
-from shmstore.bench.streams import MIB, Adc, Frames
+from shmstore.bench.streams import MIB, Adc, Frames, Telemetry
 
 pytestmark = pytest.mark.timeout(1800)  # seconds; slow machines are welcome
 
@@ -42,10 +42,7 @@ def test_adc_gzip(report: Report, scale: Scale, output: Path, period: float) -> 
         at_least=10,
     )
     shares = _stored_share(mine, batches, MIB), _stored_share(peer, theirs, MIB)
-    size = shares[0] / shares[1]
-    report.add(
-        Result(f"{case}: size", shares[0], "B/B", peer.run.label, shares[1], size, "≤ 1.05", size <= 1.05)
-    )
+    report.judge(f"{case}: size", "B/B", shares[:1], peer.run.label, shares[1:], at_most=1.05)
 
 
 def test_adc_none(report: Report, scale: Scale, output: Path) -> None:
@@ -84,3 +81,48 @@ def test_frames_bitshuffle(report: Report, scale: Scale, output: Path) -> None:
         Recording(stream, batches, output, 4 * _MB, compression="bitshuffle"),
         H5pyAppend(stream, batches, output, 4 * _MB, 1, hdf5plugin.Bitshuffle(), "h5py bitshuffle-lz4"),
     )
+
+
+def test_wide(report: Report, scale: Scale, output: Path) -> None:
+    """512 MB of float32 in batches of 2 MB, zstd: 500 columns × 1,000 rows against 4 columns × 125,000."""
+    wide = Telemetry(rows=1000, columns=500, distinct=16, dtype="float32")
+    narrow = Telemetry(rows=125_000, columns=4, distinct=16, dtype="float32")
+    batches = scale.pick(256, 4)
+    report.compare(
+        "500 columns × 1,000 float32 a batch, zstd",
+        "MB/s",
+        Recording(wide, batches, output, 2.0, compression="zstd"),
+        Recording(narrow, batches, output, 2.0, "4 columns × 125,000", compression="zstd"),
+        at_least=0.6,
+    )
+
+
+def test_producers(report: Report, scale: Scale, output: Path) -> None:
+    """1 GiB of ADC samples, zstd: from 8 producers, each its own instrument, against all from one."""
+    batches, producers = scale.pick(1024, 8), scale.pick(8, 2)
+    report.compare(
+        f"adc, zstd, {producers} producers",
+        "MB/s",
+        Recording(Adc(), batches, output, _MB, producers=producers, compression="zstd"),
+        Recording(Adc(), batches, output, _MB, "1 producer", compression="zstd"),
+        at_least=0.9,
+    )
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip"])
+def test_producer_cpu(report: Report, scale: Scale, output: Path, compression: str) -> None:
+    """Processor time of the producer of 1 GiB of ADC samples, against memcpy of the same."""
+    batches, ring = scale.pick(1024, 8), 64 * MIB
+    handed = Series(HandedOver(Adc(), batches, ring, output, _MB))
+    mine, copy = report.alternate(
+        Recording(Adc(), batches, output, _MB, compression=compression, ring_bytes=ring),
+        Memcpy(Adc(), batches, ring, _MB),
+        handed,
+    )
+    case, ours = f"adc, {compression}: producer's processor time", _cpu_s_per_gb(mine, "producer")
+    report.judge(case, "s/GB", ours, copy.run.label, _cpu_s_per_gb(copy, "process"), at_most=1.3)
+    report.judge(case, "s/GB", ours, handed.run.label, _cpu_s_per_gb(handed, "producer"))
+
+
+def _cpu_s_per_gb(series: Series, role: str) -> list[float]:
+    return [found["cpu_s"][role] / (series.run.amount / 1e3) for found in series.rounds]

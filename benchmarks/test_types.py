@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.conftest import Scale
-from benchmarks.report import Report, Result
+from benchmarks.report import Report
 from shmstore.bench.recorders import Recording
 from shmstore.bench.streams import Hits, Labels, Words
 
@@ -23,12 +23,7 @@ def test_strings(report: Report, scale: Scale, output: Path) -> None:
     vlen.touches = packed.touches = 4 * vlen.touches
     mine, theirs = report.compare("short strings, packed", "rows/s", packed, vlen, at_least=8)
     sizes = [series.details["file_bytes"] / (batches * stream.rows) for series in (mine, theirs)]
-    ratio = sizes[0] / sizes[1]
-    report.add(
-        Result(
-            "short strings, packed: size", sizes[0], "B/row", "vlen", sizes[1], ratio, "≤ 0.25", ratio <= 0.25
-        )
-    )
+    report.judge("short strings, packed: size", "B/row", sizes[:1], "vlen", sizes[1:], at_most=0.25)
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip"])

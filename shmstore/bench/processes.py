@@ -79,19 +79,24 @@ class Watch:
             self._look()
 
     def _look(self) -> None:
-        try:
-            status = Path(f"/proc/{self._writer_pid}/status").read_text()
-        except OSError:  # it has ended
-            status = ""
-        sizes = {
-            name: int(value.split()[0]) * 1024
-            for name, _, value in (line.partition(":") for line in status.splitlines())
-            if name in {"VmHWM", "RssAnon"}
-        }
+        sizes = memory_of(self._writer_pid)
         self.peak_bytes = max(self.peak_bytes, sizes.get("VmHWM", 0))
         self.private_peak_bytes = max(self.private_peak_bytes, sizes.get("RssAnon", 0))
         for pid in _children() - self._known:
             self._others[pid] = _cpu_s(pid) or self._others.get(pid, 0.0)
+
+
+def memory_of(pid: int) -> dict[str, int]:
+    """Return ``VmHWM`` and ``RssAnon`` of a process, see proc(5), in bytes; nothing once it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return {}
+    return {
+        name: int(value.split()[0]) * 1024
+        for name, _, value in (line.partition(":") for line in status.splitlines())
+        if name in {"VmHWM", "RssAnon"}
+    }
 
 
 def _children() -> set[int]:
