@@ -21,16 +21,17 @@ from shmstore.signature import crc32
 from shmstore.steps import step
 
 #: Memory that HDF5 keeps for a chunk, and for an item of a variable-length column besides its bytes: the
-#: index of chunks, and what holds such items, is metadata (measured: 19 bytes a chunk, 105 for each string
-#: of 10).
-_INDEX_ENTRY_BYTES, _HEAP_ITEM_BYTES = 20, 96
+#: index of chunks, and what holds such items, is metadata (measured: 19 to 27 bytes a chunk, 105 for each
+#: string of 10).
+_INDEX_ENTRY_BYTES, _HEAP_ITEM_BYTES = 27, 96
 
 
 class DatasetFile(Protocol):
     """What a dataset needs of the file that it is in: some of `RecordingFile`."""
 
     generation: int
-    metadata_bytes: int
+    index_bytes: int
+    heap_bytes: int
     lock: threading.RLock
     journal: Journal | NoJournal
 
@@ -122,7 +123,7 @@ class Dataset:
         if items > self.known_items:
             self.id.set_extent((items, *self._stream.item_shape))
             chunks = items // self.chunk_items - self.known_items // self.chunk_items
-            self._file.metadata_bytes += chunks * _INDEX_ENTRY_BYTES
+            self._file.index_bytes += chunks * _INDEX_ENTRY_BYTES
             self.known_items = items
 
     @property
@@ -226,7 +227,7 @@ class Dataset:
         if self._file.journal.keeps:
             self._file.journal.items(self.number, start, values)
         self.bytes_written += size + items.nbytes
-        self._file.metadata_bytes += size + _HEAP_ITEM_BYTES * len(items)
+        self._file.heap_bytes += size + _HEAP_ITEM_BYTES * len(items)
 
     def read(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Read items back, ``(stop - start, *item_shape)``.

@@ -54,9 +54,9 @@ _FILTER_OPTIONAL = 1
 _REPLACED = "_shmstore/replaced"
 #: Rows of a variable-length column in one chunk: 64 KiB of references.
 _VARIABLE_CHUNK_ITEMS = 4096
-#: How much memory may add up that HDF5 keeps for chunks and items: it is metadata, which stays in the cache
-#: while its evictions are off.
-_METADATA_BYTES = 32 * 2**20
+#: How much memory may add up that HDF5 keeps for chunks, and for items: it is metadata, which stays in the
+#: cache while its evictions are off. Giving it back takes half a millisecond; items come faster than chunks.
+_INDEX_BYTES, _HEAP_BYTES = 2 * 2**20, 32 * 2**20
 _HDF5PLUGIN = {
     "bzip2": "BZip2",
     "fcidecomp": "FciDecomp",
@@ -77,9 +77,9 @@ class RecordingFile:
         The file.
     generation : int
         Grows whenever the file was reopened: handles of an older generation are dead.
-    metadata_bytes : int
-        Memory that HDF5 holds for chunks and variable-length items, estimated; given back by a :meth:`flush`
-        when it is too much.
+    index_bytes, heap_bytes : int
+        Memory that HDF5 holds for chunks and for variable-length items, estimated; given back by a
+        :meth:`flush` when it is too much.
     lock : threading.RLock
         Held by whoever writes: a flush between an extent and the rows that it covers would show readers rows
         that nobody put.
@@ -97,7 +97,7 @@ class RecordingFile:
         self.journal = journal
         self.datasets: list[Dataset | None] = []
         self.generation = 0
-        self.metadata_bytes = 0
+        self.index_bytes = self.heap_bytes = 0
         self.lock = threading.RLock()
         self._file = file
         self._sync_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -448,9 +448,9 @@ class RecordingFile:
             step("writer.journal_written")
             self._file.flush()
             self.forget_end()
-            if self.metadata_bytes > _METADATA_BYTES:
+            if self.index_bytes > _INDEX_BYTES or self.heap_bytes > _HEAP_BYTES:
                 with self.structure():  # closing is the only thing that makes HDF5 let go of it
-                    self.metadata_bytes = 0
+                    self.index_bytes = self.heap_bytes = 0
             return position
 
     def sync(self) -> None:

@@ -373,7 +373,7 @@ def test_memory_of_the_index_of_chunks_is_given_back_by_the_flush(file: Recordin
     dataset.grow(4 * 2_000_000)
     file.flush()
     assert file.generation > generation
-    assert file.metadata_bytes == 0
+    assert file.index_bytes == 0
     dataset.write_chunk(1_999_999, chunk(1, 2, 3, 4), dataset.skip_mask)
     file.flush()
     with reopened(file) as found:
@@ -388,7 +388,7 @@ def test_memory_of_variable_items_is_given_back_by_the_flush(file: RecordingFile
         dataset.grow(row + 1)
         dataset.write_variable(row, text)
         file.flush()
-        assert file.metadata_bytes < 2**25 + 2**21
+        assert file.heap_bytes < 2**25 + 2**21
     assert file.generation > generation
     assert dataset.bytes_written >= 40 * 2**20
     with reopened(file) as found:
