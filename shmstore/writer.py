@@ -52,8 +52,9 @@ log = logging.getLogger("shmstore.writer")
 
 #: What one ring may bring per round, so that all get their turn.
 _ROUND_SLOTS, _ROUND_BYTES = 64, 8 * 2**20
-#: Unencoded bytes under way for each codec thread: enough that none runs dry while the file is written.
-_WINDOW_BYTES_PER_THREAD = 8 * 2**20
+#: Unencoded bytes under way for each codec thread: enough that none runs dry while the file is written, also
+#: where each chunk is a detector frame of 4 MiB.
+_WINDOW_BYTES_PER_THREAD = 16 * 2**20
 #: Where an instrument stands of which nothing was committed.
 _NOTHING: Message = {"counts": {}, "bytes_in": 0, "streams": []}
 _LONGEST_SLEEP_S = 0.5
