@@ -59,3 +59,26 @@ def test_a_writer_takes_no_more_memory_after_many_chunks_than_after_few(output_d
     assert after_many - after_few < 4 * MIB  # with what the journal tells of them it were 13
     with shmstore.open(storage.path) as recording:
         assert recording["cam"].num_rows == 51 * len(BATCH)
+
+
+def faults(pid: int) -> int:
+    """Return how many pages the kernel has given to a process, or mapped, on its first touch."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[7])
+
+
+def test_the_memory_of_encoded_chunks_is_used_again(output_dir: Path) -> None:
+    """Given back to the kernel each time, it would be faulted in anew: 150 pages for each of these chunks."""
+    noise = np.random.default_rng(1).normal(0, 20, (16, MIB // 2)).astype(np.int16)
+    batches = [pa.record_batch({"n": samples}) for samples in noise]
+    with (
+        HDF5Storage(output_dir=output_dir, compression="lz4", ring_bytes="8MiB") as storage,
+        storage.producer("adc", batches[0].schema) as producer,
+    ):
+        for number in range(64):
+            producer.put(batches[number % 16])
+        storage.flush()
+        before = faults(storage.writer_pid)
+        for number in range(128):
+            producer.put(batches[number % 16])
+        storage.flush()
+        assert faults(storage.writer_pid) - before < 128 * 50
