@@ -8,13 +8,14 @@ of an ``OSError``, which everything here lets through.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import stat
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,10 @@ import numpy.typing as npt
 from shmstore.errors import IncompleteFileError
 
 _BUFFERS_A_CALL = 1024  # IOV_MAX of Linux
+_SYNC_FILE_RANGE: Any = getattr(ctypes.CDLL(None), "sync_file_range", None)
+_SYNC_FILE_RANGE_WRITE = 2
+if _SYNC_FILE_RANGE is not None:
+    _SYNC_FILE_RANGE.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 
 class DiskFile:
@@ -141,6 +146,16 @@ def sync_data(fd: int) -> None:
     """Return once what was written to an open file is on the disk."""
     with DiskFile.waiting():
         os.fdatasync(fd)
+
+
+def start_writing_back(fd: int, start: int, stop: int) -> None:
+    """Have the disk begin with a part of a file, without waiting for it.
+
+    Else the kernel leaves all of it in memory until a tenth of that is full, or somebody waits in a sync.
+    """
+    if _SYNC_FILE_RANGE is not None:  # a hint, and Linux only: what it fails with, the next sync tells
+        with DiskFile.waiting():
+            _SYNC_FILE_RANGE(fd, start, stop - start, _SYNC_FILE_RANGE_WRITE)
 
 
 def flat(data: bytes | memoryview | npt.NDArray[np.uint8]) -> memoryview:

@@ -30,7 +30,7 @@ from h5py import h5d, h5p, h5s, h5t
 
 from shmstore.codec import Codec, Filter
 from shmstore.dataset import Dataset, h5py_dtype
-from shmstore.disk import DiskFile, sync_data, sync_folder
+from shmstore.disk import DiskFile, start_writing_back, sync_data, sync_folder
 from shmstore.errors import ShmStoreError, refusal, storage_error
 from shmstore.journal import Journal, JournalReader, NoJournal, entries_of
 from shmstore.layout import Link as LayoutLink
@@ -101,6 +101,7 @@ class RecordingFile:
         self.lock = threading.RLock()
         self._file = file
         self._sync_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._written_back = 0
         self._named = False  # whether the names of file and folder are sure to be on the disk
         self._structuring = False
         self._end: int | None = None
@@ -466,6 +467,19 @@ class RecordingFile:
             if not self._named:
                 sync_folder(self.path.parent)
                 self._named = True
+
+    @property
+    def unwritten_bytes(self) -> int:
+        """Bytes that :meth:`start_writing_back` has not seen yet."""
+        return self.size - self._written_back
+
+    def start_writing_back(self) -> None:
+        """Have the disk begin with what came since the last call; a sync has less to wait for then.
+
+        Touches no HDF5, so another thread may call it; it may take a while where the disk is busy.
+        """
+        start, self._written_back = self._written_back, self.size
+        start_writing_back(self._sync_fd, start, self._written_back)
 
     @property
     def size(self) -> int:

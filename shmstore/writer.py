@@ -59,6 +59,8 @@ _WINDOW_BYTES_PER_THREAD = 16 * 2**20
 _NOTHING: Message = {"counts": {}, "bytes_in": 0, "streams": []}
 _LONGEST_SLEEP_S = 0.5
 _HOUSEKEEPING_S = 1.0
+#: The disk is to begin with so much at a time.
+_WRITE_BACK_BYTES = 16 * 2**20
 #: Time between two looks at the disk's free space.
 _DISK_LOOK_S = 0.1
 #: Time between two looks at the load, where compression adapts to it.
@@ -140,6 +142,7 @@ class Writer:
         self._selector.register(owner_fd, selectors.EVENT_READ, self._owner_died)
         self._sync_pool = ThreadPoolExecutor(1, thread_name_prefix="shmstore-sync")
         self._sync: Future[None] | None = None
+        self._write_back: Future[None] | None = None
         self._flush_waiters: list[Peer] = []
         self._stalled: list[Peer] = []
         self._uncommitted = 0
@@ -565,8 +568,15 @@ class Writer:
         step("writer.released")
         self._committed_bytes = self._pipeline.written_bytes
         self._commits += 1
+        self._write_back_in_passing()
         if progressed:
             self._session.commits += 1
+
+    def _write_back_in_passing(self) -> None:
+        """Keep the disk busy, so that neither a flush nor the end has much to wait for."""
+        idle = self._write_back is None or self._write_back.done()
+        if idle and self._file.unwritten_bytes >= _WRITE_BACK_BYTES:
+            self._write_back = self._sync_pool.submit(self._file.start_writing_back)
 
     def _keep(self, checkpoint: bytes) -> None:
         """Put a checkpoint into the ledger: from here on the commit counts."""

@@ -396,6 +396,20 @@ def test_memory_of_variable_items_is_given_back_by_the_flush(file: RecordingFile
         assert found["text"][39] == b"x" * 2**20
 
 
+def test_the_disk_is_told_to_begin_with_what_it_has_not_been_told_of(file: RecordingFile) -> None:
+    dataset = make(file)
+    file.start_writing_back()
+    assert file.unwritten_bytes == 0
+    dataset.grow(4)
+    dataset.write_chunk(0, chunk(1, 2, 3, 4), dataset.skip_mask)
+    file.flush()
+    assert file.unwritten_bytes >= 4 * 8
+    file.start_writing_back()
+    assert file.unwritten_bytes == 0
+    with reopened(file) as found:
+        assert found["n"][:].tolist() == [1, 2, 3, 4]
+
+
 # -- what the journal is told ----------------------------------------------------------------------------
 
 
