@@ -27,7 +27,7 @@ from shmstore.config import ResolvedInstrument
 from shmstore.dataset import Dataset
 from shmstore.dictionaries import Dictionaries
 from shmstore.effort import AdaptiveEncoder, Effort
-from shmstore.encoding import Intake, dictionary_nodes, encode
+from shmstore.encoding import Block, Intake, dictionary_nodes, encode
 from shmstore.errors import BrokenError, IncompleteFileError, InvalidValueError
 from shmstore.evolution import Evolution, PastSchema, history_to_json
 from shmstore.layout import ROWS, Column, Layout, Node, Stream
@@ -38,7 +38,7 @@ from shmstore.planning import plan
 from shmstore.recordingfile import RecordingFile
 from shmstore.schema import to_json
 from shmstore.steps import step
-from shmstore.streams import ChunkAssembler, Standing, VariableAssembler
+from shmstore.streams import ChunkAssembler, Rank, Standing, VariableAssembler
 from shmstore.tails import TailBuffers, Tails, buffers_for
 
 _VALIDITY_CHUNK_ITEMS = 4096
@@ -142,6 +142,7 @@ class InstrumentAssembly:
         self._distributed_bytes = 0
         self._standing: dict[str, Any] | None = None
         self._longest_run: int | None = None  # as long as nothing changes
+        self._ranks: dict[tuple[str, ...], Rank | None] = {}  # likewise
 
     def declare(self, schema: pa.Schema, image: bytes | None = None) -> Layout:
         """Fix the schema and write it down; rows can come.
@@ -335,26 +336,23 @@ class InstrumentAssembly:
             for column, stream in _eager(columns)
         )
 
-    def append_run(self, columns: Mapping[str, Items], rows: int) -> Ticket:
+    def append_run(self, blocks: Sequence[Block], rows: int) -> Ticket:
         """Take many batches in at once, of columns that have one stream each, and without nulls.
 
         They are one to commits: covered together or not at all.
 
         Parameters
         ----------
-        columns
-            For each stream's path an array ``(batches, ...)``, the items of each batch contiguous.
+        blocks
+            Their items.
         rows
             Rows of all of them, at most `longest_run` if there are several.
         """
-        intake = Intake(rows, self._taken, is_run=True)
-        intake.items = dict(columns)
-        return self._take(intake)
+        return self._take(Intake(rows, self._taken, blocks=blocks))
 
     def _take(self, intake: Intake) -> Ticket:
         ticket = Ticket()
-        items = intake.items
-        size = sum(values.nbytes for values in items.values())
+        size = intake.nbytes
         self.bytes_in += size
         _add(self._taken, intake.counts)
         intake.accept()
@@ -366,6 +364,8 @@ class InstrumentAssembly:
             if not self._waiting:
                 self._waiting_since = time.monotonic()
             self._waiting.append((intake, ticket))
+            intake.unfold(intake.blocks)
+            items = intake.items
             counts = {path: intake.length(values) for path, values in items.items()}
             self._waiting_items.update(counts)
             largest = max(
@@ -397,6 +397,14 @@ class InstrumentAssembly:
             if mask is None:
                 mask = np.ones((counts[stream.space], *stream.item_shape), np.bool_)
             assembler.append(mask)
+        alone = []
+        for block in intake.blocks:
+            rank = self._rank(block.paths)
+            if rank is None:
+                alone.append(block)
+            else:
+                rank.append_run(block.items)
+        intake.unfold(alone)
         for path, assembler in self._eager if eager is None else eager:
             values = items.get(path)
             if values is None:
@@ -406,6 +414,14 @@ class InstrumentAssembly:
             else:
                 assembler.append(values)
         _add(self._distributed, counts)
+
+    def _rank(self, paths: tuple[str, ...]) -> Rank | None:
+        """Return some streams as one, if one copy can serve them all."""
+        if paths not in self._ranks:
+            streams = [self._streams[path] for path in paths]
+            fixed = [assembler for assembler in streams if isinstance(assembler, ChunkAssembler)]
+            self._ranks[paths] = Rank.of(fixed) if len(fixed) == len(streams) > 1 else None
+        return self._ranks[paths]
 
     # -- datasets --------------------------------------------------------------------------------------------
 
@@ -441,7 +457,7 @@ class InstrumentAssembly:
         for intake, ticket in waiting:
             self._distribute(intake)
             ticket.chunks = self._pipeline.submitted
-            self._mark(ticket, sum(values.nbytes for values in intake.items.values()))
+            self._mark(ticket, intake.nbytes)
 
     def _list_streams(self) -> None:
         columns = self._columns()
@@ -452,6 +468,7 @@ class InstrumentAssembly:
         ]
         self._labels = [self._streams[stream.path] for stream in labels]
         self._longest_run = None
+        self._ranks.clear()
 
     def _like_others(self, column: Column, stream: Stream) -> int:
         """Return the items in a chunk of a column that comes later: of the size that the others have."""
@@ -695,6 +712,7 @@ class InstrumentAssembly:
         self._streams.clear()
         self._eager.clear()
         self._labels.clear()
+        self._ranks.clear()
         for tails in self._tails:
             tails.close()
 

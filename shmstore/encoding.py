@@ -7,8 +7,8 @@ the writer). `shmstore.decoding` is its inverse.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,25 @@ from shmstore.planning import fixed_width, is_text
 from shmstore.soundness import check_array
 
 
+class Block(NamedTuple):
+    """Items of several streams in many batches: of each stream as many bytes, as far from one to the next.
+
+    Attributes
+    ----------
+    paths : tuple of str
+        The streams'.
+    items : ndarray
+        ``(batches, streams, words)``, the words of each stream contiguous in each batch.
+    """
+
+    paths: tuple[str, ...]
+    items: Items
+
+    def columns(self) -> Iterator[tuple[str, Items]]:
+        """Give each stream's path with its items, ``(batches, words)``."""
+        return zip(self.paths, self.items.swapaxes(0, 1), strict=True)
+
+
 class Intake:
     """What one batch brings to an instrument, before it is taken in.
 
@@ -48,17 +67,17 @@ class Intake:
         Items taken in before, by space (`Stream.space`); the rows are at ``""``.
     dictionaries
         The dictionaries of each dictionary node, by its path.
-    is_run
-        Whether it is of many batches: then the arrays of its items are ``(batches, ...)``, only those of each
-        batch contiguous, and all are counted with the rows.
+    blocks
+        Given for many batches: their items, which are all counted with the rows.
 
     Attributes
     ----------
-    is_run : bool
-        As given.
+    blocks : list of Block
+        Items of many batches, as far as they are not in `items`.
     items : dict of str to ndarray
         For each dataset's path an array ``(items, *item_shape)``, C-contiguous. Validity is present only if
         there are nulls; each item of it is ``True`` where a value is. Views over the batch where possible.
+        Of many batches ``(batches, words)``, only the words of each batch contiguous.
     counts : dict of str to int
         Items that the batch brings, by space.
     """
@@ -68,15 +87,28 @@ class Intake:
         rows: int,
         taken: Mapping[str, int],
         dictionaries: Mapping[str, Dictionaries] | None = None,
-        *,
-        is_run: bool = False,
+        blocks: Sequence[Block] | None = None,
     ) -> None:
-        self.is_run = is_run
+        self.is_run = blocks is not None
+        self.blocks = list(blocks or ())
         self.items: dict[str, Items] = {}
         self.counts: defaultdict[str, int] = defaultdict(int, {"": rows})
         self._taken = taken
         self._dictionaries = dictionaries or {}
         self._places: list[tuple[Dictionaries, bytes, Place]] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all items."""
+        return sum(values.nbytes for values in self.items.values()) + sum(
+            block.items.nbytes for block in self.blocks
+        )
+
+    def unfold(self, blocks: Sequence[Block]) -> None:
+        """Have the items of some of its blocks stand in `items`, and no block any more."""
+        for block in blocks:
+            self.items.update(block.columns())
+        self.blocks.clear()
 
     def length(self, values: Items) -> int:
         """Return how many items there are in an array of `items`."""

@@ -184,7 +184,7 @@ class Instrument:
         form = follows.forms.find(run, self.assembly.layout)
         if form is None:
             raise BrokenError(f"slots of {self.instrument_id!r} are not of the form that they had")
-        return self.assembly.append_run(form.columns(run), run.rows)
+        return self.assembly.append_run(form.blocks(run), run.rows)
 
     def _items(self, body: memoryview, run: Run, follows: Follows) -> dict[str, Items]:
         """Return the items in the first body of a run, by the path of their stream; none if it is no such."""

@@ -203,6 +203,18 @@ class Run(NamedTuple):
         strides = (self.stride, kind.itemsize)
         return np.ndarray((self.slots, count), kind, self.memory, offset, strides)
 
+    def strips(
+        self, start: int, shape: tuple[int, int], stride: int, dtype: npt.DTypeLike
+    ) -> npt.NDArray[Any]:
+        """Return strips of items, the first at byte ``start`` of each body, one each ``stride`` bytes.
+
+        ``shape`` is that of the strips of a body; what is returned is ``(slots, *shape)``, a view.
+        """
+        kind = np.dtype(dtype)
+        offset = SLOT_HEADER_BYTES + start
+        strides = (self.stride, stride, kind.itemsize)
+        return np.ndarray((self.slots, *shape), kind, self.memory, offset, strides)
+
 
 class Ring:
     """A byte ring in its own segment. One process produces (reserve, seal), one consumes (borrow, release).

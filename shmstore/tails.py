@@ -75,6 +75,21 @@ class TailBuffers(Sequence[npt.NDArray[np.uint8]]):
         return len(self._arrays)
 
 
+def abreast(streams: Sequence[TailBuffers]) -> list[npt.NDArray[np.uint8]] | None:
+    """Return the buffers of several streams together: for each number ``(streams, chunk_bytes)``.
+
+    ``None``: they are not of one size, or do not lie in one segment as far from one to the next.
+    """
+    first = streams[0]
+    stride = streams[1]._starts[0] - first._starts[0] if len(streams) > 1 else 0
+    for number, buffers in enumerate(streams):
+        starts = [start + number * stride for start in first._starts]
+        if (buffers._segment, buffers._starts, buffers._size) != (first._segment, starts, first._size):
+            return None
+    shape = len(streams), first._size
+    return [np.ndarray(shape, np.uint8, first._segment.view, start, (stride, 1)) for start in first._starts]
+
+
 class Tails:
     """Chunk-sized buffers, the same number for each of several streams, in one segment.
 

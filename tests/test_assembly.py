@@ -23,6 +23,7 @@ from shmstore.assembly import InstrumentAssembly
 from shmstore.checkpoint import Checkpoint
 from shmstore.chronicle import Chronicle
 from shmstore.config import StorageConfig
+from shmstore.encoding import Block
 from shmstore.errors import (
     BrokenError,
     ConfigError,
@@ -471,11 +472,47 @@ def test_who_goes_on_from_a_commit_makes_the_same_file(
             check_rows(group, total, first_null)
 
 
-def run_of(start: int, batches: int, rows: int) -> dict[str, Any]:
-    """The columns of several batches of numbers, as they would lie in a ring."""
+def run_of(start: int, batches: int, rows: int) -> list[Block]:
+    """The items of several batches of numbers, as they would lie in a ring."""
     spaced = np.full((batches, rows + 1), -1)
     spaced[:, :rows] = np.arange(start, start + batches * rows).reshape(batches, rows)
-    return {"n": spaced[:, :rows]}
+    return [Block(("n",), spaced[:, None, :rows])]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    runs=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 40), st.booleans()), max_size=12),
+    chunk_rows=st.sampled_from([1, 7, 64, None]),
+    anew=st.booleans(),
+)
+def test_columns_taken_in_together_stay_apart(
+    runs: list[tuple[int, int, bool]], chunk_rows: int | None, anew: bool
+) -> None:
+    """Before and after the datasets are made, and for a writer that goes on from a commit."""
+    schema = pa.schema([(name, pa.int64()) for name in "abc"])
+    options = {"chunk_rows": chunk_rows} if chunk_rows else {}
+
+    def append(recorder: Recorder, batches: int, each: int) -> None:
+        (block,) = run_of(recorder.cam.rows, batches, each)
+        items = block.items + np.arange(3)[:, None] * 100_000
+        recorder.cam.append_run([Block(("a", "b", "c"), items)], batches * each)
+
+    with recorder(compression="none", **options) as killed:
+        killed.cam.declare(schema)
+        killed.cam.append(pa.record_batch([[0], [100_000], [200_000]], schema=schema))
+        for most, each, commits in runs:
+            batches = min(most, killed.cam.longest_run // each)
+            if batches:
+                append(killed, batches, each)
+            if commits:
+                killed.commit()
+        made = Recorder.follow(killed, anew=anew)
+        append(made, 1, 100)
+        rows = made.cam.rows
+        made.commit()
+        with recorded(made) as group:
+            for number, name in enumerate("abc"):
+                np.testing.assert_array_equal(group[name][:], np.arange(rows) + 100_000 * number)
 
 
 @settings(max_examples=25, deadline=None)

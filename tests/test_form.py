@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from shmstore.batch import BatchWriter, PlainLayout, read_ipc
+from shmstore.buffers import Items
 from shmstore.form import Form, Forms, plain_items
 from shmstore.layout import Layout
 from shmstore.planning import plan
@@ -70,6 +71,10 @@ def learn(forms: Forms, run: Run, schema: pa.Schema, layout: Layout | None = Non
     return forms.learn(run, layout, plain_items(layout, batch))
 
 
+def columns_of(form: Form, run: Run) -> dict[str, Items]:
+    return dict(column for block in form.blocks(run) for column in block.columns())
+
+
 def test_what_one_slot_shows_holds_for_all_that_look_like_it(ring: Ring) -> None:
     for sequence in range(7):
         put(ring, batch_of(sequence))
@@ -81,7 +86,7 @@ def test_what_one_slot_shows_holds_for_all_that_look_like_it(ring: Ring) -> None
     assert form is not None
     assert forms.find(run, layout) is form
     assert (form.count(run), form.count(run.first(3))) == (7, 3)
-    columns = form.columns(run)
+    columns = columns_of(form, run)
     assert sorted(columns) == ["byte", "image", "number", "time"]
     for sequence in range(7):
         expected = plain_items(layout, batch_of(sequence))
@@ -90,6 +95,24 @@ def test_what_one_slot_shows_holds_for_all_that_look_like_it(ring: Ring) -> None
     del columns, values
     ring.borrow_run(run)
     ring.release(run)
+
+
+def test_columns_of_one_width_are_one_block(ring: Ring) -> None:
+    names = ["time", "a", "b", "c", "byte", "d"]
+    schema = pa.schema(
+        [(name, {"time": pa.int64(), "byte": pa.int8()}.get(name, pa.int32())) for name in names]
+    )
+    for sequence in range(3):
+        columns = [pa.array(np.arange(6) + sequence, field.type) for field in schema]
+        put(ring, pa.RecordBatch.from_arrays(columns, schema=schema))
+    run = ahead(ring)
+    form = learn(Forms(), run, schema)
+    assert form is not None
+    blocks = form.blocks(run)
+    assert [block.paths for block in blocks] == [("time",), ("a", "b", "c"), ("byte",), ("d",)]
+    for path, values in columns_of(form, run).items():
+        found = np.ascontiguousarray(values).view(schema.field(path).type.to_pandas_dtype())
+        assert found.tolist() == [list(range(sequence, sequence + 6)) for sequence in range(3)]
 
 
 def test_other_metadata_ends_what_has_a_form(ring: Ring) -> None:
@@ -164,7 +187,7 @@ def test_a_large_batch_that_begins_with_its_schema_has_a_form_too(ring: Ring) ->
         assert form is None
     else:
         assert form is not None
-        assert all(values.tobytes() == np.arange(20_000).tobytes() for values in form.columns(run)["n"])
+        assert all(values.tobytes() == np.arange(20_000).tobytes() for values in columns_of(form, run)["n"])
 
 
 def test_loaned_slots_have_a_form_without_metadata(ring: Ring) -> None:
@@ -182,6 +205,6 @@ def test_loaned_slots_have_a_form_without_metadata(ring: Ring) -> None:
     form = Forms().learn(run, layout, items)
     assert form is not None
     assert form.count(run) == 4
-    columns = form.columns(run)
+    columns = columns_of(form, run)
     assert columns["flag"].view(np.bool_)[:, 0].tolist() == [False, True, False, True]
     assert columns["n"].view(np.int32)[:, 5].tolist() == [5, 6, 7, 8]

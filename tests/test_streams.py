@@ -25,7 +25,7 @@ from shmstore.layout import Stream
 from shmstore.pipeline import Chunk, CodecPipeline, Encode
 from shmstore.recordingfile import RecordingFile
 from shmstore.recoveryfolder import recovery_folder
-from shmstore.streams import ChunkAssembler, Standing, VariableAssembler
+from shmstore.streams import ChunkAssembler, Rank, Standing, VariableAssembler
 from shmstore.tails import TailBuffers, Tails
 
 CHUNK = 8
@@ -312,6 +312,71 @@ def test_batches_taken_together_are_what_they_are_one_by_one(
         assembler.finish()
         np.testing.assert_array_equal(stage.read("n"), numbers(0, total))
         stage.close()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    runs=st.lists(st.tuples(st.integers(1, 11), st.integers(1, 9), st.integers(-1, 2)), max_size=15),
+    commits=st.booleans(),
+)
+def test_streams_in_step_take_what_each_would(runs: list[tuple[int, int, int]], commits: bool) -> None:
+    """Also where one of them comes first, now and then, and is ahead until the others follow."""
+    width = 3
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="test-streams-") as folder:
+        file = RecordingFile.create(Path(folder) / "recording.h5", {}, "{}")
+        stage = Stage(file, CodecPipeline(2, 1 << 20, lambda: None), [], Path(folder))
+        streams = [Stream("values", f"n{number}", "<i8") for number in range(width)]
+        datasets = [stage.dataset(stream) for stream in streams]
+        tails = Tails.create(stage.shared / "tails", [dataset.chunk_bytes for dataset in datasets], 3)
+        stage.tails.append(tails)
+        covered = [0]
+
+        def commit() -> None:
+            stage.pipeline.finish(stage.pipeline.commit(stage.file.flush))
+            for assembler in stage.assemblers:
+                assembler.committed(covered[0])
+
+        for dataset, stream, buffers in zip(datasets, streams, tails.buffers, strict=True):
+            encode = raw(dataset.skip_mask)
+            stage.assemblers.append(ChunkAssembler(dataset, stream, buffers, stage.pipeline, encode, commit))
+        rank = Rank.of(stage.assemblers)
+        assert rank is not None
+        total = 0
+        for rows, most, ahead in runs:
+            batches = min(most, max(CHUNK // rows, 1))
+            covered[0] = total
+            spaced = np.full((batches, width, rows + 3), -1)
+            for number in range(width):
+                values = numbers(total, total + rows * batches) + 1000 * number
+                spaced[:, number, :rows] = values.reshape(batches, rows)
+            items = spaced[..., :rows]
+            if ahead < 0:
+                rank.append_run(items)
+            else:
+                stage.assemblers[ahead].append_run(items[:, ahead])
+                for number in set(range(width)) - {ahead}:
+                    stage.assemblers[number].append_run(items[:, number])
+            total += rows * batches
+            if commits:
+                commit()
+            stage.pipeline.drain()
+            spaced[:] = -1
+        assert [assembler.total for assembler in stage.assemblers] == [total] * width
+        for assembler in stage.assemblers:
+            assembler.finish()
+        stage.ended = True
+        stage.file.finish("complete", "{}", {})
+        with h5py.File(stage.file.path) as made:
+            for number in range(width):
+                np.testing.assert_array_equal(made[f"n{number}"][:], numbers(0, total) + 1000 * number)
+        del rank, buffers
+        stage.close()
+
+
+def test_streams_that_do_not_lie_alike_are_no_rank(stage: Stage) -> None:
+    first, second = stage.assembler(NUMBERS), stage.assembler(Stream("values", "m", "<i8"))
+    assert Rank.of([first, second]) is None, "in two segments"
+    assert Rank.of([first, stage.assembler(Stream("values", "k", "<i4"))]) is None, "of two widths"
 
 
 def test_of_a_single_batch_whole_chunks_are_borrowed(stage: Stage) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from shmstore.errors import BrokenError, StorageError
-from shmstore.tails import Tails, buffers_for
+from shmstore.tails import Tails, abreast, buffers_for
 
 
 def test_each_stream_has_buffers_of_its_own(shared_folder: Path) -> None:
@@ -22,6 +22,26 @@ def test_each_stream_has_buffers_of_its_own(shared_folder: Path) -> None:
     assert [set(buffer.tolist()) for buffer in buffers] == [{number} for number in range(1, 10)]
     assert tails.size == (shared_folder / "tails").stat().st_size == 3 * (128 + 64 + 64)
     del buffers, buffer
+    tails.close()
+
+
+def test_those_of_one_size_are_one_array(shared_folder: Path) -> None:
+    tails = Tails.create(shared_folder / "tails", [100, 100, 100, 64, 100], 2)
+    together = abreast(tails.buffers[:3])
+    assert together is not None
+    assert [array.shape for array in together] == [(3, 100)] * 2
+    for number, array in enumerate(together):
+        array[:] = np.arange(3)[:, None] + 10 * number
+    found = [[set(buffer.tolist()) for buffer in own] for own in tails.buffers[:3]]
+    assert found == [[{stream}, {stream + 10}] for stream in range(3)]
+    assert not tails.buffers[3][0].any()
+    assert not tails.buffers[3][1].any()
+    assert abreast(tails.buffers[2:4]) is None, "of two sizes"
+    assert abreast([*tails.buffers[:2], tails.buffers[4]]) is None, "not evenly spaced"
+    other = Tails.create(shared_folder / "others", [100], 2)
+    assert abreast([tails.buffers[0], other.buffers[0]]) is None, "in two segments"
+    del together, array
+    other.close()
     tails.close()
 
 
