@@ -28,6 +28,9 @@ from shmstore.soundness import check_batch
 #: Below this many bytes a copy through Arrow's own buffer is quicker than opening a stream over the slot
 #: (measured: 4 against 14 µs up to 100 KiB, 99 against 48 µs at 1 MiB).
 _SERIALIZE_BELOW = 128 * 1024
+#: And below this many bytes a column, than looking for the pieces one by one (measured, 500 columns of 4,000
+#: bytes: 0.35 against 1.2 ms).
+_SERIALIZE_COLUMNS_BELOW = 16 * 1024
 #: Where the values of a large batch should begin: the kernel takes half as long again for a copy that begins
 #: anywhere else (measured: `pwrite` of 1 MiB to tmpfs 200 against 134 µs).
 _VALUES_ALIGNMENT = 64
@@ -97,6 +100,7 @@ class BatchWriter:
         self._last: _Written | None = None
         self._is_flat = all(map(_is_flat, schema.types))
         self._row_bytes = None if self.streams else _row_bytes(schema)
+        self._message_below = max(_SERIALIZE_BELOW, _SERIALIZE_COLUMNS_BELOW * len(schema))
         self._viewing = [index for index, field in enumerate(schema) if has_views(field.type)]
 
     def compact(self, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -117,11 +121,11 @@ class BatchWriter:
         return size if size < _SERIALIZE_BELOW else size + self._schema_bytes + _VALUES_ALIGNMENT
 
     def message(self, batch: pa.RecordBatch) -> memoryview | None:
-        """Return all that a body of kind IPC for a small batch holds, if its rows all have the same size.
+        """Return all that a body of kind IPC for a batch of small columns holds, if all rows have one size.
 
         ``None``: see `pieces`.
         """
-        if self._row_bytes is None or batch.num_rows * self._row_bytes >= _SERIALIZE_BELOW:
+        if self._row_bytes is None or batch.num_rows * self._row_bytes >= self._message_below:
             return None
         return memoryview(batch.serialize()).cast("B")
 

@@ -107,6 +107,15 @@ def test_large_batches_of_numbers_come_back_one_after_the_other(memory: memoryvi
     assert quick[-1]
 
 
+def test_a_large_batch_of_many_small_columns_is_one_message() -> None:
+    columns = {str(number): np.arange(1000, dtype=np.int32) + number for number in range(64)}
+    batch = pa.record_batch(columns)
+    message = BatchWriter(batch.schema).message(batch)
+    assert message is not None
+    assert message.nbytes > batch.nbytes > 128 * 1024
+    assert read_ipc(message.toreadonly(), 0, batch.schema, 1000).equals(batch)
+
+
 def test_a_slice_takes_its_own_rows_only() -> None:
     writer = BatchWriter(SCHEMA)
     assert writer.size(batch_of(50_000).slice(10, 5)) < 4096
