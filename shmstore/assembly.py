@@ -447,7 +447,12 @@ class InstrumentAssembly:
         else:
             largest = chunking.largest_bytes(len(eager))
             widest = max(stream.item_bytes for _, stream in eager)
-            chunks = [self._chunk_items(column, stream, largest, widest, elapsed) for column, stream in eager]
+            seen = sum(self._waiting_items[stream.path] * stream.item_bytes for _, stream in eager)
+            known_after_s = 0.0 if seen >= chunking.PLENTY else self._known_after_s
+            chunks = [
+                self._chunk_items(column, stream, largest, widest, elapsed, known_after_s)
+                for column, stream in eager
+            ]
         self._make_streams(
             [(column, stream, items) for (column, stream), items in zip(eager, chunks, strict=True)]
         )
@@ -549,7 +554,9 @@ class InstrumentAssembly:
             assembler.begin_at(before)
         return assembler
 
-    def _chunk_items(self, column: Column, stream: Stream, largest: int, widest: int, elapsed: float) -> int:
+    def _chunk_items(
+        self, column: Column, stream: Stream, largest: int, widest: int, elapsed: float, known_after_s: float
+    ) -> int:
         configured = self.config.column(column.name).chunk_rows or self.config.chunk_rows
         if configured and not stream.space:
             return configured
@@ -557,7 +564,7 @@ class InstrumentAssembly:
             return chunking.items_per_chunk(stream.item_bytes, self.config.chunk_bytes)
         largest = chunking.largest_beside(stream.item_bytes, widest, largest)
         seen = self._waiting_items[stream.path]
-        size = chunking.bytes_for_rate(seen, stream.item_bytes, elapsed, largest, self._known_after_s)
+        size = chunking.bytes_for_rate(seen, stream.item_bytes, elapsed, largest, known_after_s)
         return chunking.items_per_chunk(stream.item_bytes, size)
 
     def _columns(self) -> tuple[Column, ...]:

@@ -74,7 +74,7 @@ class StorageConfig(Scope):
     chunk_rows : int or None
         Rows in a chunk; goes before ``chunk_bytes``. Default None: chosen from row size and rate.
     chunk_bytes : int or None
-        Size aimed at for a chunk, in bytes. Default None: chosen, 256 KiB to 1 MiB.
+        Size aimed at for a chunk, in bytes. Default None: chosen, 128 KiB to 1 MiB.
     codec_threads : int
         Threads that compress. Default 0: one for each usable core, see :attr:`codec_thread_count`.
     ring_bytes : int
