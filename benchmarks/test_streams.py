@@ -94,7 +94,8 @@ def test_frames(
 
 def test_wide(report: Report, scale: Scale, output: Path) -> None:
     """512 MB of float32 in batches of 2 MB, zstd: 500 columns × 1,000 rows against 4 columns × 125,000."""
-    wide = Telemetry(rows=1000, columns=500, distinct=16, dtype="float32")
+    # So many distinct batches that none stands twice in a chunk (of 32,768 rows).
+    wide = Telemetry(rows=1000, columns=500, distinct=40, dtype="float32")
     narrow = Telemetry(rows=125_000, columns=4, distinct=16, dtype="float32")
     batches = scale.pick(256, 4)
     report.compare(
