@@ -303,19 +303,20 @@ class PlainLayout:
                 )
             stream = column.streams[0]
             self.columns.append((column, stream.numpy_dtype, stream.item_shape))
+        self._row_bytes = [_item_bytes(dtype, shape) for _, dtype, shape in self.columns]
 
     def size(self, rows: int) -> int:
         """Return the bytes of a body with ``rows`` rows."""
-        return sum(align(rows * _item_bytes(dtype, shape)) for _, dtype, shape in self.columns)
+        return sum([align(rows * size) for size in self._row_bytes])
 
     def arrays(self, body: memoryview, rows: int) -> Iterator[tuple[Column, npt.NDArray[Any]]]:
         """Give each column's array ``(rows, *item_shape)``: a view over the body, writable if that is."""
         start = 0
-        for column, dtype, shape in self.columns:
-            count = rows * math.prod(shape)
+        for (column, dtype, shape), size in zip(self.columns, self._row_bytes, strict=True):
+            count = rows * math.prod(shape) if shape else rows
             values = np.frombuffer(body, dtype, count, start) if count else np.empty(0, dtype)
-            yield column, values.reshape(rows, *shape)
-            start += align(rows * _item_bytes(dtype, shape))
+            yield column, values.reshape(rows, *shape) if shape else values
+            start += align(rows * size)
 
     def batch(
         self, arrays: Iterator[tuple[Column, npt.NDArray[Any]]], rows: int, schema: pa.Schema
