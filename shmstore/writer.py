@@ -872,6 +872,8 @@ class Writer:
             self._sync.result()
             self._sync = None
         self._commit_now()
+        if self._write_back is not None:
+            self._write_back.result()  # it looks at a file that is closed below
         self._session.beat()
         step("close.committed")
         # In the background: the kernel takes its time to free a large ring.
