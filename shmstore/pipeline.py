@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
@@ -412,7 +413,11 @@ class CodecPipeline:
                 self._progress.notify_all()
 
     def close(self) -> None:
-        """Stop the threads; chunks not yet written are forgotten."""
+        """Stop the threads; chunks not yet written are forgotten, and let go of."""
         self._codecs.close()
         self._jobs.put(None)
         self._thread.join()
+        self._jobs = SimpleQueue()
+        self._put_back.clear()
+        if self._failure is not None:
+            traceback.clear_frames(self._failure.__traceback__)

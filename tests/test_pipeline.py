@@ -432,14 +432,17 @@ def test_who_waits_for_room_in_the_window_hears_of_a_failure(dataset: Dataset) -
     pipeline.close()
 
 
-def test_closing_forgets_what_is_not_written(dataset: Dataset) -> None:
+def test_closing_forgets_what_is_not_written_and_frees_its_memory(dataset: Dataset) -> None:
     pipeline = CodecPipeline(1, 1 << 20, lambda: None)
     gate = Gate()
-    for index in range(3):
-        pipeline.submit(dataset, index, chunk_of(index), gate)
+    memory = [bytearray(CHUNK_BYTES) for _ in range(3)]
+    for index, each in enumerate(memory):
+        pipeline.submit(dataset, index, np.frombuffer(each, np.uint8), gate)
     assert gate.begun.wait(60)
     threading.Timer(0.05, gate.open).start()
     pipeline.close()  # the first is on its codec thread, and comes to its end
+    for each in memory:
+        each.append(0)  # BufferError while anything looks at it
     assert pipeline.written <= 1
     assert dataset.chunks_written == pipeline.written
     with pytest.raises(CancelledError):
