@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
-import secrets
 import threading
 import weakref
 from collections.abc import Mapping
@@ -116,7 +115,7 @@ class Client:
         options = {
             key: _plain_option(value) for key, value in instrument_options.items() if value is not None
         }
-        number = secrets.randbits(32)
+        number = int.from_bytes(os.urandom(4))
         ring = Ring.create(self._session.ring_path(number), resolved.ring_bytes, number)
         try:
             queue = DescriptorQueue.create(self._session.queue_path(number))

@@ -10,7 +10,6 @@ import decimal
 import re
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from shmstore.buffers import bitmap, validity
 
@@ -54,6 +53,8 @@ def from_text(text: pa.LargeStringArray, spelled: str) -> pa.FixedSizeBinaryArra
     ValueError
         Some text is no decimal of that type.
     """
+    import pyarrow.compute as pc  # 0.03 s: only those who want it pay
+
     type_ = _widest(spelled)
     size = type_.bit_width // 8
     try:

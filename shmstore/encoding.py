@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from shmstore.buffers import (
     Items,
@@ -204,6 +203,8 @@ def _check_strings(name: str, node: Node, array: pa.Array) -> None:
 
 
 def _check_string(name: str, kind: str, array: pa.Array) -> None:
+    import pyarrow.compute as pc  # 0.03 s: only those who want it pay
+
     flat = large_binary(array)
     text = is_text(array.type)
     if text and _has_nul(flat):
@@ -231,6 +232,8 @@ def _check_string(name: str, kind: str, array: pa.Array) -> None:
 def _has_nul(flat: pa.LargeBinaryArray) -> bool:
     if used_chars(flat).all():
         return False
+    import pyarrow.compute as pc
+
     # Some byte is 0, but perhaps one under a null, which is nobody's.
     return bool(pc.any(pc.match_substring(flat, "\0")).as_py())
 

@@ -20,7 +20,6 @@ import enum
 import json
 import os
 import re
-import secrets
 import shutil
 import struct
 import threading
@@ -100,7 +99,7 @@ class Session:
         StorageError
             There is no room or no permission.
         """
-        name = name or secrets.token_hex(6)
+        name = name or os.urandom(6).hex()
         folder = session_folder(shm_dir, name)
         try:
             folder.mkdir(mode=0o700)
