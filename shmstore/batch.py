@@ -313,9 +313,7 @@ class PlainLayout:
         """Give each column's array ``(rows, *item_shape)``: a view over the body, writable if that is."""
         start = 0
         for (column, dtype, shape), size in zip(self.columns, self._row_bytes, strict=True):
-            count = rows * math.prod(shape) if shape else rows
-            values = np.frombuffer(body, dtype, count, start) if count else np.empty(0, dtype)
-            yield column, values.reshape(rows, *shape) if shape else values
+            yield column, np.ndarray((rows, *shape), dtype, body, start)
             start += align(rows * size)
 
     def batch(

@@ -75,6 +75,7 @@ class _Declared(NamedTuple):
     schema_id: int
     layout: Layout
     writer: BatchWriter
+    kind: Kind  # of the slots that hold its batches
     encoded: bool  # whether it has types that Arrow's own comparison may take for one another
     checked: tuple[int, ...]  # columns whose values have to be looked at before they are accepted
 
@@ -111,6 +112,7 @@ class Producer:
         self._loaned = False
         self._ended: Life | None = None
         self._finalizer: weakref.finalize[Any, Producer] | None = None
+        self._rung: int | None = None  # the last of the writer's sleeps that was rung in
         self._waits = self._wait_ns = 0
         self._lock = threading.RLock()
 
@@ -206,8 +208,7 @@ class Producer:
             body.release()
             step("producer.body_written")
             left -= part.num_rows
-            kind = Kind.STREAM if declared.writer.streams else Kind.IPC
-            sequence = self._seal(attachment, kind, size, part.num_rows, declared.schema_id, skip)
+            sequence = self._seal(attachment, declared.kind, size, part.num_rows, declared.schema_id, skip)
         return sequence
 
     def _check_batch(self, batch: pa.RecordBatch) -> tuple[_Declared, pa.RecordBatch]:
@@ -293,8 +294,10 @@ class Producer:
             So many rows do not fit the ring.
         """
         with self._lock:
-            ring = self._attach().ring
-            self._check_alive()
+            attachment = self._attach()
+            ring = attachment.ring
+            if self._ended is not None or not attachment.session.recording:
+                self._check_alive()
             if self._loaned:
                 raise ShmStoreError(
                     f"a loan of {self.instrument_id!r} is open: leave its block before the next"
@@ -311,7 +314,9 @@ class Producer:
                     f"{ring.capacity} takes: loan fewer, or set ring_bytes to at least "
                     f"{_SLOTS_PER_RING * align(size)}"
                 )
-            body = self._room(size, rows, timeout, may_drop=False)
+            body = ring.reserve(size)
+            if body is None:
+                body = self._room(size, rows, timeout, may_drop=False)
             if body is None:
                 raise RingFullError(f"the ring of {self.instrument_id!r} is full")
             self._loaned = True
@@ -385,8 +390,10 @@ class Producer:
         sequence = ring.seal(kind, size, rows, schema_id, skip)
         step("producer.before_bell")
         fence()  # a writer that falls asleep meanwhile sees the slot, or is heard of here
-        if not session.awake:
+        sleep = session.sleep
+        if sleep is not None and sleep != self._rung:
             queue.ring(Descriptor(ring.number, sequence, position, size, schema_id, rows))
+            self._rung = sleep
         step("producer.after_bell")
         # Sealed first, looked second: a recording that ends meanwhile either took the slot or says that it
         # did not.
@@ -498,7 +505,9 @@ class Producer:
         checked = tuple(column.index for column in layout.columns if column.encoding not in ("plain", "bool"))
         physical = physical_schema(schema)
         encoded = any(_is_encoded(type_) for field in schema for type_ in types_in(field.type))
-        return _Declared(schema, physical, schema_id, layout, BatchWriter(schema), encoded, checked)
+        writer = BatchWriter(schema)
+        kind = Kind.STREAM if writer.streams else Kind.IPC
+        return _Declared(schema, physical, schema_id, layout, writer, kind, encoded, checked)
 
     # -- counts and the end ----------------------------------------------------------------------------------
 

@@ -45,8 +45,8 @@ _W_FAILURE, _W_REASON, _W_RESTART_REASON = 4, 6, 8
 _W_HEARTBEAT, _W_COMMITS, _W_TAKING_RING, _W_TAKING_SEQUENCE = 10, 11, 12, 13
 #: The owner's: how often the writer was replaced; the ending asked for.
 _W_RESTARTS, _W_ENDING = 14, 15
-#: The writer's: how many of its threads wait for the disk; whether it looks into the rings without a bell.
-_W_AT_DISK, _W_AWAKE = 16, 17
+#: The writer's: how many of its threads wait for the disk; how often it fell asleep or woke, odd while awake.
+_W_AT_DISK, _W_SLEEP = 16, 17
 _WORDS = 32
 _TEXT_BYTES = 8192
 _TEXTS_AT = {_W_FAILURE: 4096, _W_REASON: 12288, _W_RESTART_REASON: 20480}
@@ -66,6 +66,9 @@ class State(enum.IntEnum):
     CLOSING = 2
     CLOSED = 3
     BROKEN = 4
+
+
+_RECORDING = int(State.RECORDING)  # a look into the enumeration takes longer than the load
 
 
 class Session:
@@ -154,7 +157,7 @@ class Session:
     @property
     def recording(self) -> bool:
         """Whether batches are taken now; the check on every `put`."""
-        return bool(self._words[_W_STATE] == State.RECORDING)
+        return bool(self._words[_W_STATE] == _RECORDING)
 
     @property
     def owner_pid(self) -> int:
@@ -221,13 +224,24 @@ class Session:
     def awake(self) -> bool:
         """Whether the writer looks into all rings before it sleeps: none needs to be announced a slot.
 
-        Written by the writer; asked by a producer after each slot, with a `fence` in between.
+        Written by the writer.
         """
-        return bool(self._words[_W_AWAKE])
+        return self.sleep is None
 
     @awake.setter
     def awake(self, awake: bool) -> None:
-        self._words[_W_AWAKE] = awake
+        word: int = self._words[_W_SLEEP] | 1
+        self._words[_W_SLEEP] = word if awake else word + 1
+
+    @property
+    def sleep(self) -> int | None:
+        """Which of its sleeps the writer is in, over all writers; ``None`` while it is `awake`.
+
+        Asked by a producer after each slot, with a `fence` in between. One bell ends a sleep: who has rung in
+        it need not ring again.
+        """
+        word: int = self._words[_W_SLEEP]
+        return None if word & 1 else word
 
     @property
     def is_at_disk(self) -> bool:

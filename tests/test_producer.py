@@ -91,6 +91,19 @@ def test_a_slot_is_announced_to_a_writer_that_may_sleep_and_to_no_other(session:
         queue.close()
 
 
+def test_a_writer_is_woken_once_a_sleep(session: Session) -> None:
+    with producer_of(session, "raise") as producer:
+        queue = DescriptorQueue.attach(session.queue_path(1))
+        for number in range(3):
+            producer.put(ROWS.slice(0, 1))
+            with producer.loan(1) as loan:
+                loan["x"] = 0
+            assert [told.sequence for told in queue.receive()] == [2 * number]
+            session.awake = True  # it has heard that
+            session.awake = False
+        queue.close()
+
+
 def test_a_full_ring_is_announced_whatever_the_writer_says(session: Session) -> None:
     """It may wait for a commit that nothing else makes pressing."""
     session.awake = True

@@ -172,6 +172,24 @@ def test_a_new_writer_has_to_be_woken_whatever_the_last_one_said(shared_folder: 
     owner.close()
 
 
+def test_no_two_sleeps_of_writers_have_one_number(shared_folder: Path, folder: Path) -> None:
+    owner, writer = Session.create(shared_folder, "run"), Session.attach(folder)
+    sleeps = [owner.sleep]
+    for _ in range(3):
+        writer.become_writer()  # in place of one that was killed asleep
+        sleeps.append(owner.sleep)
+        writer.awake = True
+        assert owner.sleep is None
+        writer.awake = True
+        assert owner.sleep is None
+        writer.awake = False
+        sleeps.append(owner.sleep)
+    assert None not in sleeps
+    assert len(set(sleeps)) == len(sleeps)
+    writer.close()
+    owner.close()
+
+
 def test_a_new_writer_takes_nothing_yet_and_has_left_no_reason(shared_folder: Path, folder: Path) -> None:
     owner, writer = Session.create(shared_folder, "run"), Session.attach(folder)
     writer.taking = (7, 3)
