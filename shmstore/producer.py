@@ -65,6 +65,7 @@ class _Attachment(NamedTuple):
     session: Session
     ring: Ring
     queue: DescriptorQueue
+    easy_bytes: int  # of the largest body that a put is not cut for
 
 
 class _Declared(NamedTuple):
@@ -184,10 +185,10 @@ class Producer:
             message = declared.writer.message(batch)
             pieces = declared.writer.pieces(batch) if message is None else None
             size = pieces.size if pieces is not None else len(message or b"")
-            if size and size <= _easy_bytes(ring):
+            if size and size <= attachment.easy_bytes:
                 sizes = [(batch, size)]
             else:
-                sizes, message, pieces = self._cut(batch, declared, ring), None, None
+                sizes, message, pieces = self._cut(batch, declared, attachment), None, None
         except ShmStoreError:
             ring.count_rejected(batch.num_rows)
             raise
@@ -241,12 +242,12 @@ class Producer:
         return self._describe(schema, _UNDECLARED)
 
     def _cut(
-        self, batch: pa.RecordBatch, declared: _Declared, ring: Ring
+        self, batch: pa.RecordBatch, declared: _Declared, attachment: _Attachment
     ) -> list[tuple[pa.RecordBatch, int]]:
         """Cut a batch into slices that the ring takes easily; each with the bytes that it needs."""
         batch = declared.writer.compact(batch)
         size = declared.writer.size(batch)
-        easy = _easy_bytes(ring)
+        ring, easy = attachment.ring, attachment.easy_bytes
         if size <= easy:
             return [(batch, size)]
         # Dictionaries travel with every slice: where they are large, larger slots carry fewer copies of them.
@@ -267,7 +268,7 @@ class Producer:
         parts = min(batch.num_rows, -(-(size - fixed) // (limit - fixed)))
         step = -(-batch.num_rows // parts)
         slices = [batch.slice(start, step) for start in range(0, batch.num_rows, step)]
-        return [cut for part in slices for cut in self._cut(part, declared, ring)]
+        return [cut for part in slices for cut in self._cut(part, declared, attachment)]
 
     # -- loans -----------------------------------------------------------------------------------------------
 
@@ -342,7 +343,8 @@ class Producer:
         self, size: int, rows: int, timeout: float | None, *, may_drop: bool = True
     ) -> memoryview | None:
         """Reserve a body, waiting as the policy says; ``None``: the rows were dropped by policy."""
-        _, _, ring, queue = self._attach()
+        attachment = self._attach()
+        ring, queue = attachment.ring, attachment.queue
         body = ring.reserve(size)
         if body is not None:
             return body
@@ -385,14 +387,14 @@ class Producer:
     def _seal(
         self, attachment: _Attachment, kind: Kind, size: int, rows: int, schema_id: int, skip: int
     ) -> int:
-        _, session, ring, queue = attachment
-        position = ring.position
+        session, ring = attachment.session, attachment.ring
         sequence = ring.seal(kind, size, rows, schema_id, skip)
         step("producer.before_bell")
         fence()  # a writer that falls asleep meanwhile sees the slot, or is heard of here
         sleep = session.sleep
         if sleep is not None and sleep != self._rung:
-            queue.ring(Descriptor(ring.number, sequence, position, size, schema_id, rows))
+            position = ring.position - SLOT_HEADER_BYTES - align(size)
+            attachment.queue.ring(Descriptor(ring.number, sequence, position, size, schema_id, rows))
             self._rung = sleep
         step("producer.after_bell")
         # Sealed first, looked second: a recording that ends meanwhile either took the slot or says that it
@@ -402,7 +404,7 @@ class Producer:
         return sequence
 
     def _await_last_word(self, sequence: int, rows: int) -> None:
-        _, session, ring, queue = self._attach()
+        _, session, ring, queue, _ = self._attach()
         deadline = time.monotonic() + _LAST_WORD_S
         while (taken := ring.taken_at_end()) is None and session.state == State.CLOSING:
             if time.monotonic() > deadline or not session.attended:
@@ -465,7 +467,11 @@ class Producer:
             )
         step("producer.claimed")
         self._attachment = _Attachment(
-            os.getpid(), session, ring, DescriptorQueue.attach(session.queue_path(self._number))
+            os.getpid(),
+            session,
+            ring,
+            DescriptorQueue.attach(session.queue_path(self._number)),
+            ring.capacity // _SLOTS_PER_RING - SLOT_HEADER_BYTES,
         )
         # Whoever forgets close() gives its place and its memory back all the same.
         self._finalizer = weakref.finalize(self, _let_go, self._attachment, Life.CLOSED)
@@ -583,11 +589,6 @@ class Producer:
             else "not in use yet"
         )
         return f"<Producer of {self.instrument_id!r}: {state}>"
-
-
-def _easy_bytes(ring: Ring) -> int:
-    """Return the bytes of the largest body that a put is not cut for."""
-    return ring.capacity // _SLOTS_PER_RING - SLOT_HEADER_BYTES
 
 
 def _is_encoded(type_: pa.DataType) -> bool:

@@ -344,7 +344,8 @@ class Ring:
                 return None
             # The lap's end is filled first and on its own, so that it can be released while the producer
             # waits.
-            self._write_header(place, Kind.PAD, head, 0, room_to_end - SLOT_HEADER_BYTES, 0, 0, 0, 0)
+            pad = _HEADER.pack(_SLOT_MAGIC, Kind.PAD, 0, head, 0, room_to_end - SLOT_HEADER_BYTES, 0, 0, 0, 0)
+            self._write_header(head, pad)
             step("producer.pad_written")
             head += room_to_end
             used += room_to_end
@@ -380,7 +381,8 @@ class Ring:
         size: int = (words[_P_SEALED_BYTES] + length) & _WORD
         words[_P_BYTES_THEN] = size  # no slot tells it, as it does its rows
         self._write_header(
-            head % self.capacity, kind, head, sequence, length, row_start, rows, schema_id, skip
+            head,
+            _HEADER.pack(_SLOT_MAGIC, kind, 0, head, sequence, length, row_start, rows, schema_id, skip),
         )
         step("producer.sealed")
         words[_P_SEQUENCE] = sequence + 1
@@ -391,19 +393,8 @@ class Ring:
         words[_P_HEAD] = head + SLOT_HEADER_BYTES + align(length)
         return sequence
 
-    def _write_header(
-        self,
-        place: int,
-        kind: int,
-        head: int,
-        sequence: int,
-        length: int,
-        row_start: int,
-        rows: int,
-        schema: int,
-        skip: int,
-    ) -> None:
-        header = _HEADER.pack(_SLOT_MAGIC, kind, 0, head, sequence, length, row_start, rows, schema, skip)
+    def _write_header(self, head: int, header: bytes) -> None:
+        place = head % self.capacity
         self._slots[place : place + _SEAL_AT] = header + zlib.crc32(header).to_bytes(4, "little")
         step("producer.header_written")
         self._words[place // 8 + 7] = head ^ _SEAL  # last: from here on the slot is sealed
