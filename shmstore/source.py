@@ -302,8 +302,9 @@ class Source:
         self._held.clear()
         self._covered = self._settled = 0
         self.queue.close()
-        self.queue.unlink()
+        # The ring first: one with half a queue, should the writer be killed in here, could not be read.
         self.ring.segment.unlink()
+        self.queue.unlink()
         self.ring.close()
 
 

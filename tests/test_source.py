@@ -464,6 +464,30 @@ def test_closing_removes_the_names(session: Session) -> None:
     assert [path.name for path in session.folder.iterdir()] == ["page"]
 
 
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+class DeadlyQueue(DescriptorQueue):
+    """A queue over whose removal its process is killed when one of its two names is gone."""
+
+    def unlink(self) -> None:
+        self.path.unlink()
+        raise Killed
+
+
+def test_a_ring_never_has_half_a_queue(session: Session) -> None:
+    """Else nobody could go on with what is in the session, nor recover it."""
+    source = Source(session, 3, "cam")
+    source.queue.close()
+    source.queue = DeadlyQueue.attach(session.queue_path(3))
+    with pytest.raises(Killed):
+        source.close()
+    assert not session.queue_path(3).exists()
+    assert not session.ring_path(3).exists()
+    source.ring.close()
+
+
 # -- several at once -------------------------------------------------------------------------------------
 
 
