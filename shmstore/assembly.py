@@ -713,6 +713,7 @@ class InstrumentAssembly:
                 assembler.finish()
             else:
                 assembler.publish()
+        self._pipeline.drain()
 
     def close(self) -> None:
         """Give the tails' memory back; the pipeline must have nothing of this instrument any more."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from shmstore.errors import ConfigError
@@ -208,9 +208,7 @@ class Codec:
 
     def filter_fields(self) -> dict[str, Any]:
         """Return what makes its filters, as JSON can say it: all arguments of the class but ``adaptive``."""
-        fields = asdict(self)
-        del fields["adaptive"]
-        return fields
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "adaptive"}
 
     def filters(self, itemsize: int, chunk_nbytes: int) -> tuple[Filter, ...]:
         """The filters of a dataset's creation property list, in order; none of them for ``"none"``.

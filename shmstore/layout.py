@@ -276,7 +276,8 @@ def _node_to_dict(node: Node) -> dict[str, Any]:
 
 def stream_to_dict(stream: Stream) -> dict[str, Any]:
     """Return all of a stream as JSON can say it."""
-    entry = dataclasses.asdict(stream)
+    # Not dataclasses.asdict: it copies each value, which takes ten times as long.
+    entry = {each.name: getattr(stream, each.name) for each in dataclasses.fields(stream)}
     entry["attributes"] = {
         name: {"link": value.path} if isinstance(value, Link) else value
         for name, value in stream.attributes.items()

@@ -564,13 +564,12 @@ class Ring:
         BrokenError
             The next slot's header does not hold together.
         """
-        position = self._cursor
+        position = self._behind_pad()
         place = position % self.capacity
         words = self._words
         if position % ALIGNMENT or words[place // 8 + 7] != position ^ _SEAL:
             return None
         stride = SLOT_HEADER_BYTES + align(words[place // 8 + 3])
-        # A pad fills the lap: no slot follows it side by side.
         most = min(most_bytes, self.capacity - place) // stride
         follows = most > 1 and words[(place + stride) // 8 + 7] == (position + stride) ^ _SEAL
         fewest = 1 if stride >= _LARGE_BYTES else _FEWEST_ALIKE
@@ -620,10 +619,22 @@ class Ring:
 
     def borrow_run(self, run: Run) -> None:
         """Take slots that :meth:`look_ahead` has shown, or the first of them; nothing else since."""
-        if run.position != self._cursor:
+        if run.position != self._behind_pad():
             raise BrokenError(f"ring {self.number} stands at {self._cursor}, not at {run.position}")
         self._cursor = run.end
         self._count_borrowed()
+
+    def _behind_pad(self) -> int:
+        """Return where the next slot stands, or will: behind the pad, if the end of a lap comes first."""
+        position = self._cursor
+        place = position % self.capacity
+        if position % ALIGNMENT or self._words[place // 8 + 7] != position ^ _SEAL:
+            return position
+        end = position + SLOT_HEADER_BYTES + align(self._words[place // 8 + 3])
+        if end % self.capacity:  # a pad fills the lap
+            return position
+        header = self._header_at(position)
+        return end if header is not None and header[0] == Kind.PAD else position
 
     def _header_at(self, position: int) -> tuple[int, int, int, int, int, int, int, int] | None:
         """Return kind, position, sequence, length, row start, rows, schema id and skip of a sealed slot.

@@ -301,12 +301,14 @@ class ChunkAssembler:
         self._published_chunk, self._published_items = self._chunk, self.total
 
     def finish(self) -> None:
-        """Hand the last, partial chunk to the pipeline, filled up with zeros; nothing may come after."""
+        """Hand the last, partial chunk to the pipeline, filled up with zeros; nothing may come after.
+
+        Whether it is written yet, only the pipeline knows: of many streams all are handed over first.
+        """
         if self._filled and self.total > self._published_items:
             buffer = self._buffers[self._current].memory
             buffer[self._filled * self._item_bytes :] = 0
             self._submit(buffer, self._filled)
-        self._pipeline.drain()
 
 
 class Rank:

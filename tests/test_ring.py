@@ -936,6 +936,27 @@ def test_a_damaged_header_ends_a_run_and_is_noticed_then(ring: Ring, offset: int
         ring.borrow()
 
 
+def test_a_run_may_begin_behind_the_end_of_a_lap(ring: Ring) -> None:
+    for _ in range(21):
+        seal(ring, 100)
+    run = look_ahead(ring)
+    assert run is not None
+    ring.borrow_run(run)
+    ring.release(run)
+    ring.reserve(100)  # writes the pad
+    assert look_ahead(ring) is None
+    for _ in range(3):
+        seal(ring, 100)
+    run = look_ahead(ring)
+    assert run is not None
+    assert (run.position, run.slots, run.sequence) == (CAPACITY, 3, 21)
+    assert ring.used == CAPACITY % 192 + 3 * 192  # looking gives nothing back
+    assert bytes(run.first_body) == body_of(21, 100)
+    ring.borrow_run(run)
+    ring.release(run)
+    assert ring.used == 0
+
+
 def test_a_slot_that_is_not_sealed_ends_a_run(ring: Ring) -> None:
     for _ in range(4):
         seal(ring, 100)

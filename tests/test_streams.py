@@ -113,7 +113,8 @@ class Stage:
         return covered
 
     def read(self, path: str) -> Any:
-        """Close the file and read a dataset of it."""
+        """Close the file, once all is written, and read a dataset of it."""
+        self.pipeline.drain()
         self.ended = True
         self.file.finish("complete", "{}", {})
         with h5py.File(self.file.path) as file:
@@ -237,6 +238,7 @@ def test_a_mask_that_begins_late_is_true_before(stage: Stage, before: int) -> No
     assert assembler.total == before
     assembler.append(np.array([False, True, False]))
     assembler.finish()
+    stage.pipeline.drain()
     assert assembler.dataset.chunks_written == (before % CHUNK + 3 + CHUNK - 1) // CHUNK
     assert stage.read("mask").tolist() == [True] * before + [False, True, False]
 
@@ -364,6 +366,7 @@ def test_streams_in_step_take_what_each_would(runs: list[tuple[int, int, int]], 
         assert [assembler.total for assembler in stage.assemblers] == [total] * width
         for assembler in stage.assemblers:
             assembler.finish()
+        stage.pipeline.drain()
         stage.ended = True
         stage.file.finish("complete", "{}", {})
         with h5py.File(stage.file.path) as made:
@@ -541,6 +544,7 @@ def test_who_goes_on_from_a_commit_makes_the_same_file(
         run(stage, follower, after)
         total = follower.total
         follower.finish()
+        stage.pipeline.drain()
         del follower
         stage.close()
         file.finish("complete", "{}", {})
