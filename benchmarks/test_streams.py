@@ -95,8 +95,9 @@ def test_frames(
 def test_wide(report: Report, scale: Scale, output: Path) -> None:
     """512 MB of float32 in batches of 2 MB, zstd: 500 columns × 1,000 rows against 4 columns × 125,000."""
     # So many distinct batches that none stands twice in a chunk (of 32,768 rows).
-    wide = Telemetry(rows=1000, columns=500, distinct=40, dtype="float32")
-    narrow = Telemetry(rows=125_000, columns=4, distinct=16, dtype="float32")
+    # Within bounds, so that values of short columns and of long ones hold as many bits that change.
+    wide = Telemetry(rows=1000, columns=500, distinct=40, dtype="float32", within=1.0)
+    narrow = Telemetry(rows=125_000, columns=4, distinct=16, dtype="float32", within=1.0)
     batches = scale.pick(256, 4)
     report.compare(
         "500 columns × 1,000 float32 a batch, zstd",

@@ -122,8 +122,8 @@ class Case:
 
 _ADC, _FRAMES, _TIMES, _WORDS = Adc(), Frames(), Times(), Words()
 _ROWS, _SINGLE = Telemetry(rows=100, columns=4), Telemetry(rows=1, columns=8)
-_NARROW = Telemetry(rows=125_000, columns=4, distinct=16, dtype="float32")
-_WIDE = Telemetry(rows=1000, columns=500, distinct=40, dtype="float32")
+_NARROW = Telemetry(rows=125_000, columns=4, distinct=16, dtype="float32", within=1.0)
+_WIDE = Telemetry(rows=1000, columns=500, distinct=40, dtype="float32", within=1.0)
 _LIMIT = ("machine limit", 0.8)
 _SMALL_RING = (("ring_bytes", 16 * MIB),)  # what a producer has put is still in the cache when it is written
 

@@ -120,12 +120,16 @@ class Telemetry:
         Distinct batches.
     dtype : str
         ``"float64"`` or ``"float32"``.
+    within : float or None
+        Where readings turn back, on both sides of 0. Without, the longer a column, the further it comes
+        from 0, and the fewer bits of its values are left for what changes: long columns compress better.
     """
 
     rows: int = 100
     columns: int = 4
     distinct: int = 64
     dtype: str = "float64"
+    within: float | None = None
 
     @property
     def schema(self) -> pa.Schema:
@@ -136,12 +140,12 @@ class Telemetry:
     def batches(self) -> list[pa.RecordBatch]:
         """Make the batches; each column is a random walk over all of them."""
         rng = np.random.default_rng(0)
-        walk = (
-            rng.normal(0, 0.01, (self.columns, self.distinct * self.rows)).cumsum(axis=1).astype(self.dtype)
-        )
+        walk = rng.normal(0, 0.01, (self.columns, self.distinct * self.rows)).cumsum(axis=1)
+        if self.within is not None:
+            walk = np.abs((walk + self.within) % (4 * self.within) - 2 * self.within) - self.within
         return [
             pa.record_batch([pa.array(part) for part in parts], schema=self.schema)
-            for parts in np.split(walk, self.distinct, axis=1)
+            for parts in np.split(walk.astype(self.dtype), self.distinct, axis=1)
         ]
 
 

@@ -26,7 +26,7 @@ STREAMS = [
     Adc(batch_bytes=4096, distinct=3),
     Frames(16, 16, distinct=3),
     Telemetry(rows=7, columns=3, distinct=3),
-    Telemetry(rows=7, columns=3, distinct=3, dtype="float32"),
+    Telemetry(rows=7, columns=3, distinct=3, dtype="float32", within=0.02),
     Times(rows=9, distinct=3),
     Words(rows=5, distinct=3),
     Hits(events=21, distinct=3),
@@ -54,6 +54,13 @@ def test_totals_count_round_and_round(stream: Stream) -> None:
 def test_times_run_on() -> None:
     ticks = np.concatenate([columns(batch)["time"] for batch in Times(rows=100, distinct=3).batches()])
     assert (np.diff(ticks) > 0).all()
+
+
+def test_readings_turn_back_where_they_are_told_to() -> None:
+    made = Telemetry(rows=20_000, columns=1, distinct=2, within=0.5).batches()
+    walk = np.concatenate([columns(batch)["reading_0"] for batch in made])
+    assert (walk.min(), walk.max()) == pytest.approx((-0.5, 0.5), abs=0.01)
+    assert abs(np.diff(walk)).max() < 0.06  # they turn, and do not jump
 
 
 def test_columns_are_over_the_batch_s_own_memory() -> None:
