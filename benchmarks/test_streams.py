@@ -99,13 +99,11 @@ def test_wide(report: Report, scale: Scale, output: Path) -> None:
     wide = Telemetry(rows=1000, columns=500, distinct=40, dtype="float32", within=1.0)
     narrow = Telemetry(rows=125_000, columns=4, distinct=16, dtype="float32", within=1.0)
     batches = scale.pick(256, 4)
-    report.compare(
-        "500 columns × 1,000 float32 a batch, zstd",
-        "MB/s",
-        Recording(wide, batches, output, 2.0, compression="zstd"),
-        Recording(narrow, batches, output, 2.0, "4 columns × 125,000", compression="zstd"),
-        at_least=0.6,
-    )
+    mine = Recording(wide, batches, output, 2.0, compression="zstd")
+    theirs = Recording(narrow, batches, output, 2.0, "4 columns × 125,000", compression="zstd")
+    # The chunks that 500 columns fill at a time, three of each, are 200 MB besides the file.
+    mine.touches = theirs.touches = mine.touches * 3 // 2
+    report.compare("500 columns × 1,000 float32 a batch, zstd", "MB/s", mine, theirs, at_least=0.6)
 
 
 def test_producers(report: Report, scale: Scale, output: Path) -> None:

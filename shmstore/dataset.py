@@ -40,7 +40,7 @@ class DatasetFile(Protocol):
         """Bytes of the file, as remembered."""
 
     def look_for_end(self) -> int:
-        """Return how many bytes the file has now."""
+        """Return how many bytes the file has now; prepares for those that come next."""
 
     def forget_end(self) -> None:
         """The file may have grown."""
@@ -200,11 +200,11 @@ class Dataset:
         HDF5 does not say where it put a chunk in less time than it takes to go through all of them. But no
         other byte reaches the file meanwhile: if the file has grown, the chunk is at its end.
         """
+        after = self._file.look_for_end()
         journal = self._file.journal
         if not journal.keeps:
             return
         crc = crc32(payload) if checksum is None else checksum
-        after = self._file.look_for_end()
         place = self.places.pop(index, None)
         offset = -1
         if after > before:

@@ -34,6 +34,7 @@ from shmstore.dataset import Dataset, h5py_dtype
 from shmstore.disk import DiskFile, start_writing_back, sync_data, sync_folder
 from shmstore.errors import ShmStoreError, refusal, storage_error
 from shmstore.journal import Journal, JournalReader, NoJournal, entries_of
+from shmstore.largepages import GrowingFile, trim
 from shmstore.layout import Link as LayoutLink
 from shmstore.layout import Stream, stream_to_dict
 from shmstore.recoveryfolder import recovery_folder, remove_recovery_folder
@@ -107,6 +108,7 @@ class RecordingFile:
         self._named = False  # whether the names of file and folder are sure to be on the disk
         self._structuring = False
         self._end: int | None = None
+        self._pages = GrowingFile(self._sync_fd)
         self.failed = False
 
     @classmethod
@@ -500,8 +502,9 @@ class RecordingFile:
         return self.look_for_end() if self._end is None else self._end
 
     def look_for_end(self) -> int:
-        """Return how many bytes the file has now."""
+        """Return how many bytes the file has now; prepares for those that come next."""
         self._end = self.size
+        self._pages.reach(self._end)
         return self._end
 
     def forget_end(self) -> None:
@@ -568,6 +571,9 @@ class RecordingFile:
         with DiskFile.waiting():
             self._file.close()
         step("close.file_closed")
+        self._pages.close()
+        with contextlib.suppress(OSError):  # it takes more memory than it has bytes, and no harm is done
+            trim(self.path)
         with DiskFile.waiting():
             os.fsync(self._sync_fd)
         os.close(self._sync_fd)
@@ -622,6 +628,7 @@ class RecordingFile:
     def close(self) -> None:
         """Close without stamping anything, and leave the journal: for the way out after a failure."""
         self._file.close()
+        self._pages.close()
         os.close(self._sync_fd)
         self.journal.close()
 

@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import Self
 
 from shmstore.errors import StorageError, storage_error
+from shmstore.largepages import BLOCK_BYTES, Mapping, Patience, reserve
 
 #: Everything in a segment starts at a multiple of this: a cache line.
 ALIGNMENT = 64
 
+#: Of a sparse segment as large as this, more than was asked for may be reserved, for the sake of large pages.
+_LARGE_BYTES = 8 * BLOCK_BYTES
 _POPULATE = getattr(mmap, "MAP_POPULATE", 0)
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, Linux 5.14 (madvise(2)); mmap has no name for it
 # Open-file-description locks (fcntl.h): owned by the open file, so the kernel frees them the moment the last
@@ -52,16 +55,18 @@ class Segment:
         self.path = path
         self.size = size
         self._fd = fd
-        # mmap keeps a duplicate of its descriptor until the last view goes, and with it that open's locks: so
-        # the mapping gets an open of its own, and locks end with `close`.
+        # What is mapped keeps its open, and with it that open's locks, until the last view goes: so the
+        # mapping gets an open of its own, and locks end with `close`.
         own = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
         try:
             flags = mmap.MAP_PRIVATE if private else mmap.MAP_SHARED | (0 if sparse else _POPULATE)
-            self._map = mmap.mmap(own, size, flags=flags)
+            self._mapping = Mapping(own, size, flags)
         finally:
             os.close(own)
-        self.view = memoryview(self._map)
+        self.view = self._mapping.view
         self._private = private
+        self._patience = Patience()
+        self._asked: set[int] = set()  # blocks that were to get a large page
 
     @classmethod
     def create(cls, path: Path, size: int, *, sparse: bool = False) -> Self:
@@ -90,9 +95,9 @@ class Segment:
             # the machine out of memory on the way.
             if size > _left(path):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            if sparse:
-                os.ftruncate(fd, size)
-            else:
+            os.ftruncate(fd, size)
+            if not sparse:
+                reserve(fd, range(size // BLOCK_BYTES), Patience())
                 # tmpfs lets ftruncate exceed what is left and answers the first touch with SIGBUS; this fails
                 # here.
                 os.posix_fallocate(fd, 0, size)
@@ -113,12 +118,21 @@ class Segment:
         if self._private:
             return
         try:
+            self._ask_for_large_pages(start, start + size)
             os.posix_fallocate(self._fd, start, size)
         except OSError as error:
             raise _cannot_reserve(error, self.path, size) from None
-        first = start & -mmap.PAGESIZE
-        with contextlib.suppress(OSError):  # an older kernel: the pages come with the first touch
-            self._map.madvise(_POPULATE_WRITE, first, start + size - first)
+        # An older kernel does not know it: the pages come with the first touch.
+        self._mapping.advise(start, size, _POPULATE_WRITE)
+
+    def _ask_for_large_pages(self, start: int, stop: int) -> None:
+        """Have the blocks that a piece lies in reserved as a whole, if that is little of the segment."""
+        if self.size < _LARGE_BYTES:
+            return
+        last = min(-(-stop // BLOCK_BYTES), self.size // BLOCK_BYTES)
+        new = [block for block in range(start // BLOCK_BYTES, last) if block not in self._asked]
+        self._asked.update(new)
+        reserve(self._fd, new, self._patience)
 
     @classmethod
     def attach(cls, path: Path, *, private: bool = False, sparse: bool = False) -> Self:
@@ -183,9 +197,9 @@ class Segment:
             return
         os.close(self._fd)
         self._fd = -1
+        del self._mapping
         with contextlib.suppress(BufferError):
             self.view.release()
-            self._map.close()
 
     def unlink(self) -> None:
         """Remove the file; mappings of it stay valid."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import mmap
 import os
 import shutil
 import signal
@@ -90,6 +91,29 @@ def test_a_new_file_has_its_groups_and_attributes_at_once(file: RecordingFile) -
         assert dict(found.attrs) == {"state": "recording", "n": 7}
         assert list(found) == ["metadata", "_shmstore"]
         assert dict(found["_shmstore"].attrs) == {"format_version": "1.0", "config": "{}"}
+
+
+def test_a_file_in_memory_holds_and_tells_the_same_and_takes_no_more_than_its_bytes(
+    shared_folder: Path,
+) -> None:
+    file = RecordingFile.create(shared_folder / "recording.h5", {}, "{}")
+    stream, items = Stream("values", "n", "<i8"), 2**17
+    with file.structure():
+        dataset = file.create_dataset("n", stream, items, NONE)
+    numbers = np.random.default_rng(5).integers(2**62, size=(12, items))
+    for index, each in enumerate(numbers):
+        with file.lock:
+            dataset.grow((index + 1) * items)
+            dataset.write_chunk(index, each.tobytes(), 0)
+        file.flush()
+    places = [entry for record in told(file) if isinstance(record, Chunks) for entry in record.entries]
+    content = file.path.read_bytes()
+    for entry, each in zip(places, numbers, strict=True):
+        assert content[int(entry["offset"]) :][: int(entry["length"])] == each.tobytes()
+    file.finish("complete", "{}", {})
+    with h5py.File(file.path) as found:
+        assert np.array_equal(found["n"][:], numbers.ravel())
+    assert file.path.stat().st_blocks * 512 < file.path.stat().st_size + mmap.PAGESIZE
 
 
 def test_an_existing_file_is_never_touched(tmp_path: Path) -> None:

@@ -156,6 +156,33 @@ def test_close_and_unlink_may_be_called_twice(shared_folder: Path) -> None:
     assert "closed" in repr(segment)
 
 
+def test_pieces_of_a_large_sparse_segment_keep_what_they_hold_when_their_neighbours_come(
+    shared_folder: Path,
+) -> None:
+    size, piece = 17 * 2**20 + 100, 300_000
+    segment = Segment.create(shared_folder / "s", size, sparse=True)
+    other = Segment.attach(shared_folder / "s", sparse=True)
+    starts = list(range(0, size - piece, piece))
+    np.random.default_rng(3).shuffle(starts)
+    for number, start in enumerate(starts):
+        segment.reserve(start, piece)
+        segment.view[start : start + piece] = bytes([number % 251 + 1]) * piece
+    for number, start in enumerate(starts):
+        assert bytes(other.view[start : start + piece]) == bytes([number % 251 + 1]) * piece
+    assert segment.path.stat().st_blocks * 512 >= len(starts) * piece
+    assert segment.path.stat().st_blocks * 512 <= size + mmap.PAGESIZE
+    other.close()
+    segment.close()
+
+
+def test_a_large_segment_is_reserved_in_full_and_zeros(shared_folder: Path) -> None:
+    size = 5 * 2**20 + 777
+    segment = Segment.create(shared_folder / "s", size)
+    assert segment.path.stat().st_blocks * 512 >= size
+    assert not np.frombuffer(segment.view, np.uint8).any()
+    segment.close()
+
+
 @pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 4096, 2**40 + 1])
 def test_align_gives_the_next_cache_line(size: int) -> None:
     assert align(size) % 64 == 0
