@@ -25,8 +25,6 @@ from shmstore.dataset import Dataset
 from shmstore.signature import crc32
 from shmstore.steps import step
 
-#: So many chunks under way mean that the file thread is behind: the submitter does what it can for it.
-_AHEAD_CHUNKS = 2
 #: What is written in one go, before a commit or anybody else gets at the file: some steps are paid once.
 _RUN_BYTES = 2 * 2**20
 #: Who waits for room in the window is woken when so much of it is free, not for each chunk.
@@ -246,8 +244,7 @@ class CodecPipeline:
         """
         size = chunk.nbytes
         self.check()
-        # A chunk that is not encoded takes no memory but what it lies in, which has its own bounds; and its
-        # checksum costs less the sooner it is taken.
+        # A chunk that is not encoded takes no memory but what it lies in, which has its own bounds.
         if encode is not None and self.busy and self.under_way_bytes + size > self._window_bytes:
             share = self._window_bytes // _WINDOW_SHARE
             most = self._window_bytes - max(size, share if 2 * size <= share else 0)
@@ -256,8 +253,8 @@ class CodecPipeline:
         job = _Job(dataset, index, end, chunk, as_it_is, None if as_it_is else encode)
         if job.encode is not None:
             self._codecs.submit(job)
-        elif self._file_thread_is_behind and dataset.keeps_checksums and not job.through_hdf5:
-            job.run()
+        elif dataset.keeps_checksums and not job.through_hdf5:
+            job.run()  # its checksum: it costs less the sooner it is taken, and the file thread has the rest
         self.submitted += 1
         self._submitted_bytes += size
         self._jobs.put(job)
@@ -300,10 +297,6 @@ class CodecPipeline:
     def busy(self) -> bool:
         """Whether chunks are under way."""
         return self.written < self.submitted
-
-    @property
-    def _file_thread_is_behind(self) -> bool:
-        return self.submitted - self.written >= _AHEAD_CHUNKS
 
     @property
     def under_way_bytes(self) -> int:

@@ -19,7 +19,7 @@ from shmstore.segment import Segment, align
 #: Buffers of a stream: the one that grows, one that may not be written over because the last commit ends in
 #: it, and at least one more; and as many as let that much of all streams be under way between two commits.
 _FEWEST, _MOST = 3, 16
-_UNDER_WAY_BYTES = 8 * 2**20
+_UNDER_WAY_BYTES = 16 * 2**20
 
 
 def buffers_for(chunk_bytes: Sequence[int]) -> int:
@@ -28,7 +28,7 @@ def buffers_for(chunk_bytes: Sequence[int]) -> int:
     Examples
     --------
     >>> buffers_for([1 << 20]), buffers_for([1 << 20] * 4), buffers_for([1 << 18] * 500)
-    (8, 3, 3)
+    (16, 4, 3)
     """
     return max(_FEWEST, min(_MOST, _UNDER_WAY_BYTES // max(sum(chunk_bytes), 1)))
 
