@@ -239,7 +239,8 @@ def byte_is_locked(fd: int, byte: int) -> bool:
 
 
 def _cannot_reserve(error: OSError, path: Path, size: int) -> StorageError:
-    return storage_error(error, f"reserve {_amount(size)} of shared memory", path, _enlarge(path))
+    advice = _enlarge(path) if error.errno == errno.ENOSPC else None
+    return storage_error(error, f"reserve {_amount(size)} of shared memory", path, advice)
 
 
 def _amount(size: int) -> str:

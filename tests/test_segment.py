@@ -59,6 +59,24 @@ def test_more_than_there_is_says_how_to_enlarge_it_and_leaves_nothing(shared_fol
     assert not list(shared_folder.iterdir())
 
 
+def test_a_limit_of_the_process_is_not_blamed_on_shared_memory(shared_folder: Path) -> None:
+    with Child(
+        "import resource",
+        "from pathlib import Path",
+        "from shmstore.errors import StorageError",
+        "from shmstore.segment import Segment",
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))",
+        "try:",
+        f"    Segment.create(Path({str(shared_folder / 's')!r}), 20_000)",
+        "except StorageError as error:",
+        "    say(str(error))",
+    ) as child:
+        message = child.hear()
+    assert "ulimit" in message
+    assert "remount" not in message
+    assert not list(shared_folder.iterdir())
+
+
 def test_a_name_in_use_is_not_taken_over(shared_folder: Path) -> None:
     first = Segment.create(shared_folder / "s", 4096)
     first.view[0] = 7

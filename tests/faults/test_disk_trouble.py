@@ -398,8 +398,9 @@ def test_a_write_that_fails_is_one_line_and_shows_no_row_that_was_not_put(
         shm_dir=shared_folder,
         disk_patience_s=0,
     ).start()
-    # The kernel refuses the writer's file beyond this, in the middle of whatever it writes then.
-    resource.prlimit(storage.writer_pid, resource.RLIMIT_FSIZE, (12 * MIB + 4321, 12 * MIB + 4321))
+    # The kernel refuses the writer's file beyond this, in the middle of whatever it writes then. What it has
+    # in shared memory is smaller.
+    resource.prlimit(storage.writer_pid, resource.RLIMIT_FSIZE, (20 * MIB + 4321, 20 * MIB + 4321))
     noise = np.random.default_rng(1)
     errors = []
     try:
