@@ -136,22 +136,20 @@ class Patience:
         self._pause = 0
 
     def ask(self, enlarge: Callable[[], None]) -> None:
-        """Ask for one, unless others took too long lately, or none can be had at all."""
+        """Ask for one, unless others could not be had lately, or took too long."""
         if self._left_alone:
             self._left_alone -= 1
             return
+        longer = min(_LONGEST_PAUSE, _PAUSE_FACTOR * self._pause or 1)
         began = time.thread_time()
         try:
             enlarge()
         except OSError as error:
-            if error.errno == errno.EINVAL:
-                self._left_alone = _NEVER
-                return
-            slow = True
+            # EINVAL: most likely a kernel that knows none.
+            self._pause = _LONGEST_PAUSE if error.errno == errno.EINVAL else longer
         else:
             self.given += 1
-            slow = time.thread_time() - began > _TOO_SLOW_S
-        self._pause = min(_LONGEST_PAUSE, _PAUSE_FACTOR * self._pause or 1) if slow else 0
+            self._pause = longer if time.thread_time() - began > _TOO_SLOW_S else 0
         self._left_alone = self._pause
 
 
@@ -191,8 +189,12 @@ class GrowingFile:
         # What is there already has to be copied.
         if self._next_end - end < BLOCK_BYTES // 2 or self._is_short_of_space():
             return
-        window = self._window = self._window or BlockWindow(self._fd)
-        self.patience.ask(functools.partial(window.enlarge, block))
+        self.patience.ask(functools.partial(self._enlarge, block))
+
+    def _enlarge(self, block: int) -> None:
+        if self._window is None:
+            self._window = BlockWindow(self._fd)
+        self._window.enlarge(block)
 
     def _is_short_of_space(self) -> bool:
         filesystem = os.fstatvfs(self._fd)
@@ -247,11 +249,13 @@ def is_in_memory(fd: int) -> bool:
     return not _FSTATFS(fd, answer) and int.from_bytes(answer.raw[:8], sys.byteorder) == _TMPFS_MAGIC
 
 
-def trim(path: Path) -> None:
-    """Free what a file in memory that nobody writes to has behind its end."""
-    with path.open("r+b", buffering=0) as file:
-        if is_in_memory(file.fileno()):
-            file.truncate(file.seek(0, os.SEEK_END))
+def trim(fd: int) -> None:
+    """Free what a file in memory, open for reading at least, has behind its end; nobody may write to it."""
+    if not is_in_memory(fd):
+        return
+    # Not by its name, which may be another file's by now.
+    with Path(f"/proc/self/fd/{fd}").open("r+b", buffering=0) as file:
+        file.truncate(file.seek(0, os.SEEK_END))
 
 
 class _Area:

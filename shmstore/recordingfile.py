@@ -573,7 +573,7 @@ class RecordingFile:
         step("close.file_closed")
         self._pages.close()
         with contextlib.suppress(OSError):  # it takes more memory than it has bytes, and no harm is done
-            trim(self.path)
+            trim(self._sync_fd)
         with DiskFile.waiting():
             os.fsync(self._sync_fd)
         os.close(self._sync_fd)
