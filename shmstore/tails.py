@@ -39,16 +39,16 @@ class TailBuffers(Sequence[npt.NDArray[np.uint8]]):
     Parameters
     ----------
     segment
-        Where they lie, each at a multiple of its alignment.
-    start
-        Where the first begins.
-    chunk_bytes, buffers
-        Their size and number.
+        Where they lie.
+    starts
+        Where each of them begins, at a multiple of the alignment.
+    chunk_bytes
+        Their size.
     """
 
-    def __init__(self, segment: Segment, start: int, chunk_bytes: int, buffers: int) -> None:
+    def __init__(self, segment: Segment, starts: Sequence[int], chunk_bytes: int) -> None:
         self._segment = segment
-        self._starts = [start + align(chunk_bytes) * number for number in range(buffers)]
+        self._starts = list(starts)
         self._size = chunk_bytes
         self._arrays = [np.frombuffer(segment.view, np.uint8, chunk_bytes, start) for start in self._starts]
 
@@ -93,6 +93,9 @@ def abreast(streams: Sequence[TailBuffers]) -> list[npt.NDArray[np.uint8]] | Non
 class Tails:
     """Chunk-sized buffers, the same number for each of several streams, in one segment.
 
+    The first buffers of all streams lie side by side, then the second ones, and so on: streams that fill
+    their chunks in step use as much memory as they need, and that in large pages.
+
     Made by :meth:`create`; a writer that follows another gets at them by :meth:`attach`.
 
     Attributes
@@ -104,10 +107,11 @@ class Tails:
     def __init__(self, segment: Segment, chunk_bytes: Sequence[int], buffers: int) -> None:
         self._segment = segment
         self.buffers: list[TailBuffers] = []
-        start = 0
+        row, start = self.needed(chunk_bytes, 1), 0
         for size in chunk_bytes:
-            self.buffers.append(TailBuffers(segment, start, size, buffers))
-            start += align(size) * buffers
+            starts = [start + row * number for number in range(buffers)]
+            self.buffers.append(TailBuffers(segment, starts, size))
+            start += align(size)
 
     @classmethod
     def create(cls, path: Path, chunk_bytes: Sequence[int], buffers: int, *, sparse: bool = False) -> Tails:
