@@ -282,6 +282,7 @@ def test_after_flush_readers_see_everything(output_dir: Path, strings: str) -> N
             line_from(other)
             other.kill()
             other.wait()
+        storage.flush()  # what is still in its ring is not counted yet
         theirs = storage.stats().instruments["x"].accepted // ROWS
         for turn in range(3):
             put(mine, 2, first=2 * turn, number=1)

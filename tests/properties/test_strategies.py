@@ -47,7 +47,7 @@ def recordings(draw: st.DrawFn, nul: bool = True) -> tuple[pa.Schema, Batches]:
 def test_each_type_is_drawn_by_itself_and_in_another() -> None:
     outer, inner = set(), set()
 
-    @settings(QUIETLY, max_examples=1000)
+    @settings(QUIETLY, max_examples=2000)
     @given(arrow_types.types(2))
     def draw(type_: pa.DataType) -> None:
         first, *others = map(arrow_types.kind, arrow_types.walk(type_))
