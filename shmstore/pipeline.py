@@ -1,9 +1,11 @@
-"""The codec pipeline: chunks go to N codec threads, and from there in order to the file thread.
+"""The codec pipeline: chunks are encoded by N codec threads, and written in the order of submission.
 
-Three kinds of threads meet here. The writer's own submits; codec threads encode; one *file thread* writes
-what is encoded, in the order of submission, and carries out commits in between. So taking batches from the
-rings goes on while the kernel copies a chunk (benchmarks/README.md tells what that brings). A bounded window
-makes the submitter wait, so memory is bounded. Codec threads only ever see bytes.
+Three kinds of threads meet here. The writer's own submits; codec threads encode; and whoever has encoded the
+chunk that comes next in the file writes it, and those behind it that are ready: nobody has to be woken for
+that, and what it writes is still in the processor's cache. Another *file thread* writes what is not encoded,
+so that taking batches from the rings goes on while the kernel copies, and carries out commits in between
+(benchmarks/README.md tells what that brings). One writes at a time. A bounded window makes the submitter
+wait, so memory is bounded.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import contextlib
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
@@ -44,10 +47,10 @@ class _Job:
     chunk: Chunk
     as_it_is: bool
     encode: Encode | None
+    #: Whether nothing has to be waited for any more.
+    ended: bool = False
     encoded: tuple[Any, int] | None = None
     checksum: int | None = None
-    #: Held until a codec thread has come to the end of it; ``None`` where none is needed.
-    due: threading.Lock | None = None
     error: BaseException | None = None
 
     def run(self) -> None:
@@ -60,23 +63,9 @@ class _Job:
         self.checksum = crc32(self.chunk if self.encoded is None else self.encoded[0])
 
     def end(self, error: BaseException | None = None) -> None:
-        """Let go whoever waits for it."""
+        """It can be written, or has failed."""
         self.error = error
-        if self.due is not None:
-            self.due.release()
-
-    def wait(self) -> None:
-        """Wait until it has ended; raise what it has failed with."""
-        if self.due is not None:
-            with self.due:
-                pass
-        if self.error is not None:
-            raise self.error
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing has to be waited for any more."""
-        return self.due is None or not self.due.locked()
+        self.ended = True
 
     @property
     def is_quick(self) -> bool:
@@ -117,15 +106,23 @@ class _CodecThreads:
     """Threads that run jobs, begun in the order in which they come; started with the first.
 
     A pool of the standard library does the same, with four locks and a condition for each job.
+
+    Parameters
+    ----------
+    count
+        How many.
+    ended
+        Called on the thread when a job has ended.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, ended: Callable[[], None]) -> None:
         self._count = count
+        self._ended = ended
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
 
     def submit(self, job: _Job) -> None:
-        """Have a job run; whoever waits for it hears how it ended."""
+        """Have a job run."""
         if not self._threads:
             self._threads = [
                 threading.Thread(target=self._run, name=f"shmstore-codec_{number}", daemon=True)
@@ -133,8 +130,6 @@ class _CodecThreads:
             ]
             for thread in self._threads:
                 thread.start()
-        job.due = threading.Lock()
-        job.due.acquire()
         self._jobs.put(job)
 
     def _run(self) -> None:
@@ -146,6 +141,7 @@ class _CodecThreads:
                 error = failure
             job.end(error)
             del job, error
+            self._ended()
 
     def close(self) -> None:
         """Forget what has not begun, and wait for the rest."""
@@ -158,12 +154,13 @@ class _CodecThreads:
             self._jobs.put(None)
         for thread in self._threads:
             thread.join()
+        self._ended()
 
 
 class CodecPipeline:
-    """Encodes chunks on threads and writes them in the order of submission, on a thread of its own.
+    """Encodes chunks on threads and writes them in the order of submission.
 
-    A failure of the file thread ends its work; whoever submits, commits or waits from then on is raised it.
+    A failure ends its work; whoever submits, commits or waits from then on is raised it.
 
     Parameters
     ----------
@@ -172,8 +169,8 @@ class CodecPipeline:
     window_bytes
         Unencoded bytes that may be under way when a chunk comes that is to be encoded; one always may.
     wake
-        Called from the file thread when a commit is done, when as much is written as `wake_when` asked for,
-        and when it has failed.
+        Called from any thread when a commit is done, when as much is written as `wake_when` asked for, and
+        when it has failed.
     beat
         Called by whoever waits here, whenever more was written meanwhile: it is slow, but it lives.
 
@@ -200,18 +197,24 @@ class CodecPipeline:
         self._window_bytes = window_bytes
         self._wake = wake
         self._beat = beat
-        self._wake_bytes: int | None = None
+        #: Bytes and chunks.
+        self._wake_at: tuple[int, int] | None = None
         self._commit: Commit | None = None
         self._failure: BaseException | None = None
         self._progress = threading.Condition()
         self._awaited: Callable[[], bool] | None = None
         self._waited_s = 0.0
         self._waits_since_s: float | None = None
-        self._codecs = _CodecThreads(threads)
-        # A job, `False` to look for a commit, or `None` to end.
-        self._jobs: SimpleQueue[_Job | bool | None] = SimpleQueue()
-        self._put_back: list[_Job | bool | None] = []
-        self._thread = threading.Thread(target=self._run, name="shmstore-file", daemon=True)
+        self._codecs = _CodecThreads(threads, self._advance)
+        #: What is not written yet, in order.
+        self._jobs: deque[_Job] = deque()
+        #: Held by who writes. Who brings news says so first and tries then: if he does not get it, whoever
+        #: has it looks once more.
+        self._pen = threading.Lock()
+        self._news = False
+        #: Rung for the file thread: `False` to end.
+        self._bell: SimpleQueue[bool] = SimpleQueue()
+        self._thread = threading.Thread(target=self._attend, name="shmstore-file", daemon=True)
         self._thread.start()
 
     # -- the submitter's side --------------------------------------------------------------------------------
@@ -251,13 +254,18 @@ class CodecPipeline:
             self._wait(lambda: not self.busy or self.under_way_bytes <= most)
         end = index * dataset.chunk_items + (dataset.chunk_items if items is None else items)
         job = _Job(dataset, index, end, chunk, as_it_is, None if as_it_is else encode)
-        if job.encode is not None:
-            self._codecs.submit(job)
-        elif dataset.keeps_checksums and not job.through_hdf5:
-            job.run()  # its checksum: it costs less the sooner it is taken, and the file thread has the rest
+        if job.encode is None:
+            if dataset.keeps_checksums and not job.through_hdf5:
+                job.run()  # its checksum: it costs less the sooner it is taken, and the file thread has more
+            job.end()
+        idle = not self.busy
         self.submitted += 1
         self._submitted_bytes += size
-        self._jobs.put(job)
+        self._jobs.append(job)
+        if job.encode is not None:
+            self._codecs.submit(job)
+        if job.encode is None or idle:
+            self._bell.put(True)
 
     def wait_for(self, ticket: int) -> None:
         """Wait until everything up to the chunk with that ticket is written."""
@@ -268,13 +276,13 @@ class CodecPipeline:
         self.wait_for(self.submitted)
 
     def commit(self, action: Callable[[], int]) -> Commit:
-        """Have the file thread carry out ``action`` as soon as the chunk is written that it is at.
+        """Have ``action`` carried out, as soon as the chunk is written that is being written.
 
         One at a time: the one before must be done.
         """
         self.check()
         commit = self._commit = Commit(action)
-        self._jobs.put(False)
+        self._bell.put(True)
         return commit
 
     def finish(self, commit: Commit) -> None:
@@ -282,14 +290,20 @@ class CodecPipeline:
         if not commit.done:
             self._wait(lambda: commit.done)
 
-    def wake_when(self, written_bytes: int | None) -> None:
-        """Ask to be woken once so many bytes are written since the start; ``None``: no more."""
-        self._wake_bytes = written_bytes
-        if written_bytes is not None and (self.written_bytes >= written_bytes or not self.busy):
+    def wake_when(self, written_bytes: int, written: int = 0) -> None:
+        """Ask to be woken once so many bytes, and so many chunks, are written since the start.
+
+        Or when there is nothing more to wait for. Only the last call counts.
+        """
+        wanted = self._wake_at = written_bytes, written
+        if self._reached(wanted):
             self._wake()  # it came to pass meanwhile
 
+    def _reached(self, wanted: tuple[int, int]) -> bool:
+        return (self.written_bytes >= wanted[0] and self.written >= wanted[1]) or not self.busy
+
     def check(self) -> None:
-        """Raise what the file thread failed with, if it did."""
+        """Raise what it failed with, if it did."""
         if self._failure is not None:
             raise self._failure
 
@@ -304,7 +318,7 @@ class CodecPipeline:
         return self._submitted_bytes - self.written_bytes
 
     def codec_wait_s(self, now_s: float) -> float:
-        """Return for how long until now the file thread has waited for a chunk to be encoded."""
+        """Return for how long until now the file has waited for a chunk to be encoded."""
         since_s = self._waits_since_s
         return self._waited_s + (0.0 if since_s is None else now_s - since_s)
 
@@ -322,39 +336,62 @@ class CodecPipeline:
             self._awaited = None
         self.check()
 
-    # -- the file thread -------------------------------------------------------------------------------------
+    # -- whoever writes --------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        try:
-            while (job := self._next()) is not None:
-                if isinstance(job, _Job):
-                    self._write(self._run_from(job))
-                    del job
-                if self._commit is not None:
-                    self._carry_out(self._commit)
+    def _attend(self) -> None:
+        while self._bell.get():
+            self._advance()
+
+    def _advance(self) -> None:
+        """Write what is ready, and carry out a commit, unless another thread is at it already."""
+        self._news = True
+        while self._news and self._pen.acquire(blocking=False):
+            try:
+                while self._news:
+                    self._news = False
+                    self._write_what_is_ready()
+            except BaseException as error:  # noqa: BLE001 (nothing is hidden: whoever calls next raises it)
+                self._failure = error
                 self._tell()
-        except BaseException as error:  # noqa: BLE001 (nothing is hidden: whoever calls next raises it)
-            self._failure = error
+                self._wake()
+            finally:
+                self._pen.release()
+
+    def _write_what_is_ready(self) -> None:
+        while self._failure is None:
+            run = self._take_run()
+            if run:
+                self._write(run)
+                del run
+            elif self._commit is None:
+                return
+            if self._commit is not None:
+                self._carry_out(self._commit)
             self._tell()
-            self._wake()
 
-    def _next(self) -> _Job | bool | None:
-        return self._put_back.pop() if self._put_back else self._jobs.get()
-
-    def _run_from(self, job: _Job) -> list[_Job]:
-        """Return a job with those right behind it that are ready too."""
+    def _take_run(self) -> list[_Job]:
+        """Return the jobs that come next and are ready; none if the first is not."""
+        jobs = self._jobs
+        if not jobs:
+            return []
+        if not jobs[0].ended:
+            if self._waits_since_s is None:
+                self._waits_since_s = time.monotonic()
+            return []
+        if self._waits_since_s is not None:
+            since_s, self._waits_since_s = self._waits_since_s, None
+            # In this order somebody who asks in between is told too little, and the rest the next time.
+            self._waited_s += time.monotonic() - since_s
+        job = jobs.popleft()
+        if job.error is not None:
+            raise job.error
         run, size = [job], job.chunk.nbytes
-        while job.is_quick and size < _RUN_BYTES and not self._jobs.empty():
-            behind = self._jobs.get()
-            if not isinstance(behind, _Job) or not behind.is_quick:
-                self._put_back.append(behind)
-                break
-            run.append(behind)
-            size += behind.chunk.nbytes
+        while job.is_quick and size < _RUN_BYTES and jobs and jobs[0].is_quick:
+            run.append(jobs.popleft())
+            size += run[-1].chunk.nbytes
         return run
 
     def _write(self, run: list[_Job]) -> None:
-        self._await(run[0])
         ends = {job.dataset: job.items for job in run}
         with run[0].dataset.lock:
             for dataset, items in ends.items():
@@ -362,16 +399,6 @@ class CodecPipeline:
             step("writer.chunk_due")
             for job in run:
                 self._write_chunk(job)
-
-    def _await(self, job: _Job) -> None:
-        if job.ended:
-            job.wait()
-            return
-        since_s = self._waits_since_s = time.monotonic()
-        job.wait()
-        # In this order somebody who asks in between is told too little, and the rest the next time.
-        self._waits_since_s = None
-        self._waited_s += time.monotonic() - since_s
 
     def _write_chunk(self, job: _Job) -> None:
         dataset = job.dataset
@@ -387,9 +414,9 @@ class CodecPipeline:
         dataset.chunks_written += 1
         self.written_bytes += size
         self.written += 1
-        wanted = self._wake_bytes
-        if wanted is not None and (self.written_bytes >= wanted or not self.busy):
-            self._wake_bytes = None
+        wanted = self._wake_at
+        if wanted is not None and self._reached(wanted):
+            self._wake_at = None
             self._wake()
 
     def _carry_out(self, commit: Commit) -> None:
@@ -408,9 +435,8 @@ class CodecPipeline:
     def close(self) -> None:
         """Stop the threads; chunks not yet written are forgotten, and let go of."""
         self._codecs.close()
-        self._jobs.put(None)
+        self._bell.put(False)
         self._thread.join()
-        self._jobs = SimpleQueue()
-        self._put_back.clear()
+        self._jobs.clear()
         if self._failure is not None:
             traceback.clear_frames(self._failure.__traceback__)

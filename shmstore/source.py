@@ -249,6 +249,12 @@ class Source:
         return max(capacity // 4, capacity // 2 - self._largest_slot)
 
     @property
+    def next_ticket(self) -> int:
+        """Chunks that must be written before a commit can cover the next slot; 0: as far as is known none."""
+        _, ticket = self._held[self._covered] if self._covered < len(self._held) else (None, None)
+        return ticket.chunks or 0 if ticket is not None else 0
+
+    @property
     def stuck(self) -> bool:
         """Whether a commit covers slots that could not be given back: an array still looks at the first."""
         return self._covered > 0

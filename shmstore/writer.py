@@ -493,19 +493,22 @@ class Writer:
             self._begin_commit()
 
     def _commit_is_due(self, now: float) -> bool:
-        if not self._commit_would_free():
+        sources = [source for source in self._sources.values() if source.releasable]
+        if not sources:
             return False
-        if (
-            self._uncommitted - self._pipeline.under_way_bytes >= self._config.commit_bytes
-            or now - self._last_commit >= self._config.commit_interval_ms / 1000
-        ):
+        if now - self._last_commit >= self._config.commit_interval_ms / 1000:
+            return True
+        # Where all columns fill their chunks at once, nothing comes free before the last of these is written.
+        first = min(source.next_ticket for source in sources)
+        frees = self._pipeline.written >= first
+        if frees and self._uncommitted - self._pipeline.under_way_bytes >= self._config.commit_bytes:
             return True
         wanted = self._wanted_bytes()
         if wanted is None:
             return False
-        if self._pipeline.written_bytes >= wanted or not self._pipeline.busy:
+        if frees and (self._pipeline.written_bytes >= wanted or not self._pipeline.busy):
             return True
-        self._pipeline.wake_when(wanted)
+        self._pipeline.wake_when(wanted, first)
         return False
 
     def _commit_would_free(self) -> bool:

@@ -105,6 +105,68 @@ def test_chunks_are_written_in_order_though_later_ones_are_ready_first(
     assert stored(file) == [10, 11]
 
 
+def test_who_has_encoded_a_chunk_writes_it_and_what_waits_behind_it(
+    pipeline: CodecPipeline, dataset: Dataset, file: RecordingFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writers, write = [], Dataset.write_chunk
+
+    def watched(self: Dataset, index: int, *arguments: Any) -> None:
+        writers.append((index, threading.current_thread().name))
+        write(self, index, *arguments)
+
+    monkeypatch.setattr(Dataset, "write_chunk", watched)
+    first, encoders, behind = Gate(), [], threading.Event()
+
+    def held(chunk: Chunk) -> tuple[Any, int]:
+        encoders.append(threading.current_thread().name)
+        return first(chunk)
+
+    def quick(chunk: Chunk) -> tuple[Any, int]:
+        behind.set()
+        return as_it_is(chunk)
+
+    pipeline.submit(dataset, 0, chunk_of(0), None, as_it_is=True)
+    pipeline.wait_for(1)
+    pipeline.submit(dataset, 1, chunk_of(1), held)
+    pipeline.submit(dataset, 2, chunk_of(2), quick)
+    pipeline.submit(dataset, 3, chunk_of(3), None, as_it_is=True)
+    assert behind.wait(60)
+    first.open()
+    pipeline.drain()
+    assert writers == [(0, "shmstore-file"), *((index, encoders[0]) for index in (1, 2, 3))]
+    assert stored(file) == [0, 1, 2, 3]
+
+
+def test_nothing_is_left_behind_however_the_threads_meet(file: RecordingFile, dataset: Dataset) -> None:
+    """Whoever brings a chunk while another thread writes leaves it to that one: which must not miss it."""
+    pipeline = CodecPipeline(4, 16 * CHUNK_BYTES, lambda: None)
+    rng = np.random.default_rng(5)
+    pauses = rng.integers(0, 4, 2000) * 5e-5
+
+    def encoder(pause_s: float) -> Encode:
+        def encode(chunk: Chunk) -> tuple[Any, int]:
+            time.sleep(pause_s)
+            return as_it_is(chunk)
+
+        return encode
+
+    commits = []
+    for index, pause_s in enumerate(pauses.tolist()):
+        pipeline.submit(
+            dataset, index, chunk_of(index), encoder(pause_s) if index % 5 else None, as_it_is=not index % 5
+        )
+        if index % 50 == 0:
+            commits.append(pipeline.commit(lambda: dataset.chunks_written))
+            pipeline.finish(commits[-1])
+        if index % 300 == 0:
+            pipeline.drain()
+    pipeline.drain()
+    assert pipeline.written == len(pauses)
+    assert all(commit.written == commit.position for commit in commits)
+    pipeline.close()
+    assert stored(file) == list(range(len(pauses)))
+
+
 def test_time_that_the_file_waits_for_codecs_is_counted(pipeline: CodecPipeline, dataset: Dataset) -> None:
     def waited_s() -> float:
         return pipeline.codec_wait_s(time.monotonic())
@@ -153,18 +215,22 @@ def test_the_memory_of_a_chunk_is_free_once_it_is_written(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Although the codec thread has not come to its end yet, and still holds on to its work."""
-    may_end, end = threading.Event(), pipeline_module._Job.end
+    ended, may_end, end = threading.Event(), threading.Event(), pipeline_module._Job.end
 
     def linger(job: pipeline_module._Job, error: BaseException | None = None) -> None:
         end(job, error)
-        may_end.wait(10)
+        if job.index == 0:
+            ended.set()
+            may_end.wait(60)
 
     monkeypatch.setattr(pipeline_module._Job, "end", linger)
     pipeline = CodecPipeline(1, 1 << 20, lambda: None)
     memory = bytearray(CHUNK_BYTES)
     pipeline.submit(dataset, 0, np.frombuffer(memory, np.uint8), lambda chunk: (chunk.data, RAW))
-    pipeline.drain()
     try:
+        assert ended.wait(60)
+        pipeline.submit(dataset, 1, chunk_of(1), None, as_it_is=True)
+        pipeline.drain()  # by the file thread
         memory.append(0)  # BufferError while anything looks at it
     finally:
         may_end.set()
@@ -206,7 +272,7 @@ def test_chunks_without_encoder_go_through_the_filters_of_hdf5(
 # -- commits ---------------------------------------------------------------------------------------------
 
 
-def test_a_commit_comes_between_two_chunks_on_the_thread_that_writes(
+def test_a_commit_comes_between_two_chunks_and_waits_for_no_codec(
     pipeline: CodecPipeline, dataset: Dataset
 ) -> None:
     found = []
@@ -218,15 +284,49 @@ def test_a_commit_comes_between_two_chunks_on_the_thread_that_writes(
     first, second = Gate(), Gate()
     pipeline.submit(dataset, 0, chunk_of(0), first)
     pipeline.submit(dataset, 1, chunk_of(1), second)
-    commit = pipeline.commit(action)
-    assert (commit.done, found) == (False, [])
-    first.open()
-    pipeline.finish(commit)  # the second chunk is under way all the time
-    assert (commit.done, commit.written, commit.position) == (True, 1, 77)
-    assert found == [(1, ITEMS, "shmstore-file")]
-    assert pipeline.busy
-    second.open()
+    try:
+        commit = pipeline.commit(action)
+        pipeline.finish(commit)  # both chunks are under way all the time
+        assert (commit.done, commit.written, commit.position) == (True, 0, 77)
+        first.open()
+        pipeline.wait_for(1)
+        commit = pipeline.commit(action)
+        pipeline.finish(commit)
+        assert (commit.done, commit.written, commit.position) == (True, 1, 77)
+        assert found == [(0, 0, "shmstore-file"), (1, ITEMS, "shmstore-file")]
+        assert pipeline.busy
+    finally:
+        first.open()
+        second.open()
     pipeline.drain()
+
+
+def test_a_commit_is_carried_out_by_who_is_writing(
+    pipeline: CodecPipeline, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for the chunk that is being written, and for nothing else."""
+    writing, may_go_on, found = threading.Event(), threading.Event(), []
+    write = Dataset.write_chunk
+
+    def slow(self: Dataset, *arguments: Any) -> None:
+        writing.set()
+        assert may_go_on.wait(60)
+        write(self, *arguments)
+
+    monkeypatch.setattr(Dataset, "write_chunk", slow)
+
+    def action() -> int:
+        found.append((pipeline.written, threading.current_thread().name.rstrip("01")))
+        return 0
+
+    pipeline.submit(dataset, 0, chunk_of(0), as_it_is)
+    assert writing.wait(60)
+    commit = pipeline.commit(action)
+    time.sleep(0.01)
+    assert not commit.done
+    may_go_on.set()
+    pipeline.finish(commit)
+    assert found == [(1, "shmstore-codec_")]
 
 
 def test_a_commit_needs_no_chunks_and_may_follow_another(pipeline: CodecPipeline, dataset: Dataset) -> None:
@@ -307,12 +407,24 @@ def test_who_asks_too_late_is_woken_at_once(dataset: Dataset) -> None:
         pass
     pipeline.wake_when(CHUNK_BYTES)
     assert woken.acquire(blocking=False)
-    pipeline.wake_when(None)
-    while woken.acquire(blocking=False):
-        pass
     gate.open()
-    pipeline.drain()
-    assert not woken.acquire(blocking=False)
+    pipeline.close()
+
+
+def test_who_asked_for_a_chunk_is_not_woken_before_it_is_written(dataset: Dataset) -> None:
+    woken = threading.Semaphore(0)
+    pipeline = CodecPipeline(1, 1 << 20, woken.release)
+    gates = [Gate() for _ in range(3)]
+    for index, gate in enumerate(gates):
+        pipeline.submit(dataset, index, chunk_of(index), gate)
+    pipeline.wake_when(CHUNK_BYTES, 2)
+    gates[0].open()
+    pipeline.wait_for(1)
+    assert not woken.acquire(blocking=False)  # the bytes are there, the chunk is not
+    gates[1].open()
+    assert woken.acquire(timeout=60)
+    assert pipeline.written == 2
+    gates[2].open()
     pipeline.close()
 
 

@@ -191,6 +191,24 @@ def test_rows_that_wait_for_company_can_wait_on_unless_their_space_is_needed(
     assert (source.releasable, source.crowded) == (False, False)
 
 
+def test_it_says_what_must_be_written_before_a_commit_covers_more(source: Source, producer: Ring) -> None:
+    assert source.next_ticket == 0
+    for _ in range(3):
+        seal(producer, 10)
+    source.hold(take(source), waiting := Ticket())
+    source.hold(take(source), Ticket(7))
+    source.hold(take(source), None)
+    assert source.next_ticket == 0, "nobody knows yet"
+    waiting.chunks = 5
+    assert source.next_ticket == 5
+    source.ripen()
+    source.cover(5)
+    assert source.next_ticket == 7, "whether or not the one before has been given back"
+    source.cover(7)
+    assert source.next_ticket == 0
+    source.release()
+
+
 def test_a_ring_is_full_when_its_producer_waits(source: Source, producer: Ring) -> None:
     assert source.fill == 0
     seal(producer, 10, 1024 - 64)
