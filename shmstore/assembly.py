@@ -125,6 +125,7 @@ class InstrumentAssembly:
         self._streams: dict[str, ChunkAssembler | VariableAssembler] = {}
         self._eager: list[tuple[str, ChunkAssembler | VariableAssembler]] = []
         self._lazy: list[Stream] = []
+        self._masks: list[Stream] = []  # those of them that exist
         #: What codes need to be understood; published with every commit, as far as it is new.
         self._labels: list[ChunkAssembler | VariableAssembler] = []
         self._waiting: list[tuple[Intake, Ticket]] = []
@@ -141,6 +142,8 @@ class InstrumentAssembly:
         self._cut = Cut({}, 0)
         self._distributed_bytes = 0
         self._standing: dict[str, Any] | None = None
+        #: All assemblers, each with its stream, in the order of the columns.
+        self._placed: list[tuple[ChunkAssembler | VariableAssembler, Stream]] = []
         self._longest_run: int | None = None  # as long as nothing changes
         self._ranks: dict[tuple[str, ...], Rank | None] = {}  # likewise
 
@@ -387,7 +390,9 @@ class InstrumentAssembly:
     ) -> None:
         """Append a batch's items; masks first: a reader takes a value that no mask covers for valid."""
         items, counts = intake.items, intake.counts
-        for stream in self._lazy if lazy is None else lazy:
+        if lazy is None:
+            lazy = self._lazy if items else self._masks
+        for stream in lazy:
             mask = items.get(stream.path)
             assembler = self._streams.get(stream.path)
             if mask is None and assembler is None:
@@ -405,7 +410,9 @@ class InstrumentAssembly:
             else:
                 rank.append_run(block.items)
         intake.unfold(alone)
-        for path, assembler in self._eager if eager is None else eager:
+        if eager is None:
+            eager = self._eager if items else ()  # a rank may have taken all
+        for path, assembler in eager:
             values = items.get(path)
             if values is None:
                 continue  # a dictionary that did not change brings nothing
@@ -468,6 +475,13 @@ class InstrumentAssembly:
         columns = self._columns()
         self._eager = [(stream.path, self._streams[stream.path]) for _, stream in _eager(columns)]
         self._lazy = [stream for column in columns for stream in column.streams if stream.lazy]
+        self._masks = [stream for stream in self._lazy if stream.path in self._streams]
+        self._placed = [
+            (self._streams[stream.path], stream)
+            for column in columns
+            for stream in column.streams
+            if stream.path in self._streams
+        ]
         labels = [
             stream for column in columns for node in dictionary_nodes(column) for stream in _labels(node)
         ]
@@ -552,6 +566,7 @@ class InstrumentAssembly:
         if isinstance(assembler, ChunkAssembler):
             assembler.guarded = guarded
             assembler.begin_at(before)
+        self._list_streams()
         return assembler
 
     def _chunk_items(
@@ -603,7 +618,7 @@ class InstrumentAssembly:
         """Return, as JSON can say it, where the instrument stood at the last `cut`."""
         if self._standing is None:
             streams = []
-            for assembler, stream in self._placed():
+            for assembler, stream in self._placed:
                 standing = assembler.standing(self._cut.counts.get(stream.space, 0) + stream.lead)
                 if standing is not None:
                     streams.append([assembler.dataset.number, *standing])
@@ -614,27 +629,20 @@ class InstrumentAssembly:
 
     def tails(self) -> Iterator[tuple[int, Chunk]]:
         """Give, for each dataset by number, the bytes of the chunk that was not full at the last `cut`."""
-        for assembler, stream in self._placed():
+        for assembler, stream in self._placed:
             standing = assembler.standing(self._cut.counts.get(stream.space, 0) + stream.lead)
             if standing is not None and standing.buffer >= 0:
                 yield assembler.dataset.number, assembler.tail(standing)
 
     def totals(self) -> Iterator[tuple[int, int]]:
         """Give the items of each dataset, by its number."""
-        for assembler, stream in self._placed():
+        for assembler, stream in self._placed:
             yield assembler.dataset.number, self._distributed[stream.space] + stream.lead
 
     def committed(self) -> None:
         """The commit up to the last `cut` is complete: nothing before is needed again."""
-        for assembler, stream in self._placed():
+        for assembler, stream in self._placed:
             assembler.committed(self._cut.counts.get(stream.space, 0) + stream.lead)
-
-    def _placed(self) -> Iterator[tuple[ChunkAssembler | VariableAssembler, Stream]]:
-        for column in self._columns():
-            for stream in column.streams:
-                assembler = self._streams.get(stream.path)
-                if assembler is not None:
-                    yield assembler, stream
 
     def resume(
         self,
@@ -719,6 +727,7 @@ class InstrumentAssembly:
         """Give the tails' memory back; the pipeline must have nothing of this instrument any more."""
         self._streams.clear()
         self._eager.clear()
+        self._placed.clear()
         self._labels.clear()
         self._ranks.clear()
         for tails in self._tails:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import json
 import logging
 import os
@@ -74,6 +75,7 @@ def main() -> None:
         session.state = State.RECORDING
     _answer(boot["ready_fd"], {"path": str(session.recording_path)})
     _keep_freed_memory()  # from here on: what it takes to resume is needed once
+    gc.freeze()  # what there is by now stays: it need not be looked through again and again
     code = 0
     try:
         writer.run()

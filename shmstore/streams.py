@@ -227,6 +227,9 @@ class ChunkAssembler:
     def _copy_to_tail(self, data: Items, count: int) -> None:
         if not self._filled:
             self._take_buffer()
+        self._copy_to_buffer(data, count)
+
+    def _copy_to_buffer(self, data: Items, count: int) -> None:
         buffer = self._buffers[self._current]
         start = self._filled * self._item_bytes
         buffer.memory[start : start + data.nbytes].view(data.dtype).reshape(data.shape)[...] = data
@@ -322,6 +325,7 @@ class Rank:
         self._tails = tails
         self._item_bytes = assemblers[0]._item_bytes
         self._chunk_items = assemblers[0]._chunk_items
+        self._abreast = True  # whether the buffers in use lie side by side
 
     @classmethod
     def of(cls, assemblers: Sequence[ChunkAssembler]) -> Rank | None:
@@ -337,8 +341,10 @@ class Rank:
             for assembler, own in zip(self._assemblers, items.swapaxes(0, 1), strict=True):
                 assembler.append_run(own)
             return
+        self._abreast = True
         for assembler in self._assemblers:
-            assembler._begin_batch()
+            if assembler._last_full is not None:
+                assembler._begin_batch()
         done = 0
         while done < len(items):
             room = self._chunk_items - self._assemblers[0]._filled
@@ -353,24 +359,44 @@ class Rank:
 
     @property
     def _in_step(self) -> bool:
-        chunk, filled = self._assemblers[0]._chunk, self._assemblers[0]._filled
-        return all(each._filled == filled and each._chunk == chunk for each in self._assemblers)
+        first = self._assemblers[0]
+        chunk, filled, current = first._chunk, first._filled, first._current
+        # A loop, not a generator: it is gone through for each batch.
+        for each in self._assemblers:
+            if each._filled != filled or each._chunk != chunk or (filled and each._current != current):
+                return False
+        return True
 
     def _copy_to_tails(self, data: Items, count: int) -> None:
+        """Copy, while all are in step."""
         first = self._assemblers[0]
         if not first._filled:
-            for assembler in self._assemblers:
-                assembler._take_buffer()
-        current, start = first._current, first._filled * self._item_bytes
-        if any(assembler._current != current for assembler in self._assemblers):
+            self._abreast = self._take_buffers()
+        if not self._abreast:
             for assembler, own in zip(self._assemblers, data.swapaxes(0, 1), strict=True):
-                assembler._copy_to_tail(own, count)
+                assembler._copy_to_buffer(own, count)
             return
+        start, filled = first._filled * self._item_bytes, first._filled + count
         batches, streams, _ = data.shape
-        room = self._tails[current][:, start : start + count * self._item_bytes]
+        room = self._tails[first._current][:, start : start + count * self._item_bytes]
         room.view(data.dtype).reshape(streams, batches, -1).swapaxes(0, 1)[...] = data
         for assembler in self._assemblers:
-            assembler._advance(count)
+            if filled < self._chunk_items:
+                assembler._filled = filled
+            else:
+                assembler._advance(count)
+
+    def _take_buffers(self) -> bool:
+        """Have each begin a chunk in a buffer; returns whether these lie side by side."""
+        first, last = self._assemblers[0], self._assemblers[-1]
+        number = first._free()
+        if number is not None and not first._buffers[number].reserved:
+            first._tails.reserve_abreast(last._tails, number)  # a system call for each would take a while
+            for assembler in self._assemblers:
+                assembler._buffers[number].reserved = True
+        for assembler in self._assemblers:
+            assembler._take_buffer()
+        return all(assembler._current == first._current for assembler in self._assemblers)
 
 
 class VariableAssembler:

@@ -62,6 +62,11 @@ class TailBuffers(Sequence[npt.NDArray[np.uint8]]):
         """
         self._segment.reserve(self._starts[number], self._size)
 
+    def reserve_abreast(self, last: TailBuffers, number: int) -> None:
+        """As `reserve`, for these buffers and those of other streams, as far as ``last``, in one go."""
+        start = self._starts[number]
+        self._segment.reserve(start, last._starts[number] + last._size - start)
+
     def forget(self) -> None:
         """Let go of the memory."""
         self._arrays.clear()

@@ -145,6 +145,7 @@ class Writer:
         self._write_back: Future[None] | None = None
         self._flush_waiters: list[Peer] = []
         self._stalled: list[Peer] = []
+        self._took = 0  # in the last round
         self._uncommitted = 0
         self._checkpoint = Checkpoint(0, {}, {}).pack()
         self._commit: Commit | None = None
@@ -264,7 +265,7 @@ class Writer:
     def _turn(self) -> None:
         self._session.beat()
         now = time.monotonic()
-        took = self._take_round() if self._has_space(now) else 0
+        took = self._took = self._take_round() if self._has_space(now) else 0
         self._pipeline.check()
         now = time.monotonic()
         if self._adaptive:
@@ -503,10 +504,13 @@ class Writer:
         frees = self._pipeline.written >= first
         if frees and self._uncommitted - self._pipeline.under_way_bytes >= self._config.commit_bytes:
             return True
-        wanted = self._wanted_bytes()
-        if wanted is None:
+        portion = self._portion_bytes()
+        if portion is None:
             return False
-        if frees and (self._pipeline.written_bytes >= wanted or not self._pipeline.busy):
+        wanted = self._committed_bytes + portion
+        if not self._pipeline.busy:  # all that was taken can be given back
+            return self._uncommitted >= portion or not self._took
+        if frees and self._pipeline.written_bytes >= wanted:
             return True
         self._pipeline.wake_when(wanted, first)
         return False
@@ -515,14 +519,14 @@ class Writer:
         """Whether slots are held that a commit may give back."""
         return any(source.releasable for source in self._sources.values())
 
-    def _wanted_bytes(self) -> int | None:
+    def _portion_bytes(self) -> int | None:
         """Return how many bytes should be written before a crowded ring gets space; ``None``: none is."""
         portions = [
             source.portion_bytes
             for source in self._sources.values()
             if source.crowded and not source.stuck  # where no commit would help at once
         ]
-        return self._committed_bytes + min(portions) if portions else None
+        return min(portions, default=None)
 
     def _commit_now(self) -> None:
         """Publish all that is written, and give its ring space back."""

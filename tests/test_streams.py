@@ -363,6 +363,8 @@ def test_streams_in_step_take_what_each_would(runs: list[tuple[int, int, int]], 
                 commit()
             stage.pipeline.drain()
             spaced[:] = -1
+            for number, assembler in enumerate(stage.assemblers):
+                check_tail(assembler, numbers(total // CHUNK * CHUNK, total) + 1000 * number)
         assert [assembler.total for assembler in stage.assemblers] == [total] * width
         for assembler in stage.assemblers:
             assembler.finish()
@@ -374,6 +376,43 @@ def test_streams_in_step_take_what_each_would(runs: list[tuple[int, int, int]], 
                 np.testing.assert_array_equal(made[f"n{number}"][:], numbers(0, total) + 1000 * number)
         del rank, buffers
         stage.close()
+
+
+def check_tail(assembler: ChunkAssembler, expected: npt.NDArray[Any]) -> None:
+    """What a commit now would say of the chunk that is not full must be where it says."""
+    standing = assembler.standing(assembler.total)
+    assert standing is not None
+    np.testing.assert_array_equal(assembler.tail(standing).view("<i8"), expected)
+
+
+def test_streams_in_step_may_go_on_in_different_buffers(stage: Stage) -> None:
+    streams = [Stream("values", name, "<i8") for name in ("n", "m")]
+    datasets = [stage.dataset(stream) for stream in streams]
+    tails = Tails.create(stage.shared / "tails", [datasets[0].chunk_bytes] * 2, 3)
+    stage.tails.append(tails)
+    first, second = (
+        stage.place(dataset, stream, buffers, raw(dataset.skip_mask))
+        for dataset, stream, buffers in zip(datasets, streams, tails.buffers, strict=True)
+    )
+    rank = Rank.of([first, second])
+    assert rank is not None
+    first.guarded = False  # its buffers are free as soon as they are written, not with a commit
+    total = 0
+    for rows in (CHUNK, 3, 2, CHUNK - 5, 1, CHUNK):
+        mine = numbers(total, total + rows)
+        rank.append_run(np.stack([mine, -mine])[None])
+        total += rows
+        stage.pipeline.drain()
+        begun = numbers(total // CHUNK * CHUNK, total)
+        check_tail(first, begun)
+        check_tail(second, -begun)
+    assert first.standing(total - CHUNK) != second.standing(total - CHUNK)
+    for assembler in (first, second):
+        assembler.finish()
+    stage.pipeline.drain()
+    np.testing.assert_array_equal(stage.read("n"), numbers(0, total))
+    with h5py.File(stage.file.path) as made:
+        np.testing.assert_array_equal(made["m"][:], -numbers(0, total))
 
 
 def test_streams_that_do_not_lie_alike_are_no_rank(stage: Stage) -> None:
