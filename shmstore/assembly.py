@@ -367,14 +367,10 @@ class InstrumentAssembly:
             if not self._waiting:
                 self._waiting_since = time.monotonic()
             self._waiting.append((intake, ticket))
-            intake.unfold(intake.blocks)
-            items = intake.items
-            counts = {path: intake.length(values) for path, values in items.items()}
-            self._waiting_items.update(counts)
-            largest = max(
-                values.nbytes // max(counts[path], 1) * self._waiting_items[path]
-                for path, values in items.items()
-            )
+            largest = 0
+            for path, count, nbytes in intake.sizes():
+                self._waiting_items[path] += count
+                largest = max(largest, nbytes // max(count, 1) * self._waiting_items[path])
             if largest >= chunking.UNKNOWN or self.config.chunk_rows or self.config.chunk_bytes:
                 self.settle()
         self.rows += intake.counts[""]

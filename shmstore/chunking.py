@@ -9,11 +9,11 @@ from __future__ import annotations
 
 _KIB = 1024
 #: Chunks of a fast instrument: 1 MiB, less where many columns share the memory for tails, at least 128 KiB.
-#: Of 500 columns, larger ones would save more time yet (measured, 512 MB, zstd: 128 KiB 0.74 s, 256 KiB 0.60
-#: s, 512 KiB 0.48 s), but each column has three of them in memory.
+#: Of 500 columns, chunks of 256 KiB save less time than it takes to fill so much memory first (measured, 512
+#: MB, zstd: 128 KiB 0.57 s, 256 KiB 0.59 s).
 LARGEST, LARGEST_MANY_COLUMNS = 1024 * _KIB, 128 * _KIB
 #: All columns of one instrument together aim at this many bytes of chunks.
-_INSTRUMENT_BYTES = 128 * 1024 * _KIB
+_INSTRUMENT_BYTES = 64 * 1024 * _KIB
 #: Smallest chunk worth an entry in the index.
 SMALLEST = 4 * _KIB
 #: Chunk of an instrument about whose rate nothing is known yet.
@@ -33,7 +33,7 @@ def largest_bytes(streams: int) -> int:
     Examples
     --------
     >>> largest_bytes(4), largest_bytes(500)
-    (1048576, 268435)
+    (1048576, 134217)
     """
     return max(LARGEST_MANY_COLUMNS, min(LARGEST, _INSTRUMENT_BYTES // max(streams, 1)))
 

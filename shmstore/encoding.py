@@ -109,9 +109,14 @@ class Intake:
             self.items.update(block.columns())
         self.blocks.clear()
 
-    def length(self, values: Items) -> int:
-        """Return how many items there are in an array of `items`."""
-        return self.counts[""] if self.is_run else len(values)
+    def sizes(self) -> Iterator[tuple[str, int, int]]:
+        """Give for each stream its path, how many items it gets, and their bytes."""
+        for path, values in self.items.items():
+            yield path, len(values), values.nbytes
+        for block in self.blocks:
+            nbytes = block.items.nbytes // len(block.paths)
+            for path in block.paths:
+                yield path, self.counts[""], nbytes
 
     def before(self, space: str) -> int:
         """Return how many items of a space were taken in before this batch."""

@@ -612,7 +612,7 @@ def test_many_columns_that_bring_much_are_fast_however_little_each_brings() -> N
         made.cam.append(pa.record_batch({str(number): np.arange(3000) for number in range(200)}))
         assert made.cam.waiting_since is not None, "24 KB a column"
         made.cam.settle()
-        assert {dataset.chunk_bytes for dataset in made.file.datasets if dataset} == {512 * 1024}
+        assert {dataset.chunk_bytes for dataset in made.file.datasets if dataset} == {256 * 1024}
         with recorded(made) as group:
             assert group["199"][:].tolist() == list(range(3000))
 

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 import shmstore
+from shmstore import chunking
 from shmstore.bench.processes import Watch, await_standby, deaf_to_interrupts, ended_children_cpu_s
 from shmstore.bench.streams import Stream, batch_bytes, made, pieces
 from shmstore.errors import BrokenError, ShmStoreError
@@ -76,7 +77,10 @@ class Recording:
     ) -> None:
         self.label = label
         self.amount = batches * per_batch
-        self.touches = batches * batch_bytes(stream)
+        self.touches = recorded = batches * batch_bytes(stream)
+        # Chunks that are not full are in memory besides, of each column three.
+        width = len(stream.schema)
+        self.touches += min(recorded, 3 * width * chunking.largest_bytes(width))
         self._stream = stream
         self._shares = [len(range(number, batches, producers)) for number in range(producers)]
         self._shared = shared
