@@ -36,11 +36,11 @@ from shmstore.writer import Suspect, Writer
 log = logging.getLogger("shmstore.writer")
 
 
-#: What the C library keeps of freed memory, and up to which size it takes it from there. What a codec thread
-#: makes the file thread frees; given back to the kernel each time, and faulted in anew, it took a quarter of
-#: the processor time of lz4. See mallopt(3): M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, which has this maximum.
+#: What the C library keeps of freed memory, and up to which size it takes it from there. What codecs make is
+#: freed once it is written; given back to the kernel each time, and faulted in anew, it took a quarter of the
+#: processor time of lz4. See mallopt(3): M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, which has this maximum.
 _MALLOPT = {-1: 256 << 20, -3: 32 << 20}
-#: How long a thread may keep the interpreter while another waits for it. The file thread needs it for
+#: How long a thread may keep the interpreter while another waits for it. Whoever writes needs it for
 #: microseconds between two chunks, and in the default of 5 ms the kernel would take ten of them.
 _SWITCH_S = 0.00005
 

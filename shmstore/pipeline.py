@@ -80,7 +80,7 @@ class _Job:
 
 @dataclass(slots=True)
 class Commit:
-    """A commit on its way through the file thread.
+    """A commit on its way.
 
     Attributes
     ----------

@@ -25,7 +25,6 @@ from shmstore.errors import IncompleteFileError, StorageError, storage_error
 from shmstore.journal import INLINE, Items
 from shmstore.layout import Stream, stream_from_dict
 from shmstore.recordingfile import RecordingFile
-from shmstore.segment import align
 from shmstore.signature import crc32
 from shmstore.steps import step
 from shmstore.tails import Tails
@@ -167,13 +166,11 @@ def mend_tails(
         there = path.read_bytes() if size else b""
         tails = Tails.create(path, told.sizes, told.buffers)
         mended.append(tails)
-        start = 0
         for number, buffers in zip(told.datasets, tails.buffers, strict=True):
             items, held, *_ = standings.get(number, (0, -1))
-            for index, buffer in enumerate(buffers):
+            for index, (start, buffer) in enumerate(zip(buffers.starts, buffers, strict=True)):
                 part = there[start : start + len(buffer)]
                 buffer[: len(part)] = memoryview(part)
-                start += align(len(buffer))
                 if index == held:
                     cut.append((number, int(items), buffer, len(part)))
     try:

@@ -44,13 +44,18 @@ class TailBuffers(Sequence[npt.NDArray[np.uint8]]):
         Where each of them begins, at a multiple of the alignment.
     chunk_bytes
         Their size.
+
+    Attributes
+    ----------
+    starts : list of int
+        As given.
     """
 
     def __init__(self, segment: Segment, starts: Sequence[int], chunk_bytes: int) -> None:
+        self.starts = list(starts)
         self._segment = segment
-        self._starts = list(starts)
         self._size = chunk_bytes
-        self._arrays = [np.frombuffer(segment.view, np.uint8, chunk_bytes, start) for start in self._starts]
+        self._arrays = [np.frombuffer(segment.view, np.uint8, chunk_bytes, start) for start in self.starts]
 
     def reserve(self, number: int) -> None:
         """Make sure that there is memory behind a buffer, before it is written to; keeps what it holds.
@@ -60,12 +65,12 @@ class TailBuffers(Sequence[npt.NDArray[np.uint8]]):
         StorageError
             Shared memory is full.
         """
-        self._segment.reserve(self._starts[number], self._size)
+        self._segment.reserve(self.starts[number], self._size)
 
     def reserve_abreast(self, last: TailBuffers, number: int) -> None:
         """As `reserve`, for these buffers and those of other streams, as far as ``last``, in one go."""
-        start = self._starts[number]
-        self._segment.reserve(start, last._starts[number] + last._size - start)
+        start = self.starts[number]
+        self._segment.reserve(start, last.starts[number] + last._size - start)
 
     def forget(self) -> None:
         """Let go of the memory."""
@@ -86,13 +91,13 @@ def abreast(streams: Sequence[TailBuffers]) -> list[npt.NDArray[np.uint8]] | Non
     ``None``: they are not of one size, or do not lie in one segment as far from one to the next.
     """
     first = streams[0]
-    stride = streams[1]._starts[0] - first._starts[0] if len(streams) > 1 else 0
+    stride = streams[1].starts[0] - first.starts[0] if len(streams) > 1 else 0
     for number, buffers in enumerate(streams):
-        starts = [start + number * stride for start in first._starts]
-        if (buffers._segment, buffers._starts, buffers._size) != (first._segment, starts, first._size):
+        starts = [start + number * stride for start in first.starts]
+        if (buffers._segment, buffers.starts, buffers._size) != (first._segment, starts, first._size):
             return None
     shape = len(streams), first._size
-    return [np.ndarray(shape, np.uint8, first._segment.view, start, (stride, 1)) for start in first._starts]
+    return [np.ndarray(shape, np.uint8, first._segment.view, start, (stride, 1)) for start in first.starts]
 
 
 class Tails:

@@ -1,7 +1,7 @@
 """The writer: one thread that takes slots from rings, has them assembled, and commits them.
 
 The loop takes a fair share from each ring and commits on a budget of bytes and milliseconds: one file flush
-for all columns, carried out beside it by the pipeline's file thread, then the checkpoint into the ledger, and
+for all columns, carried out beside it by a thread of the pipeline, then the checkpoint into the ledger, and
 then the ring space is given back. In between it answers control requests. Nothing in it waits for a producer,
 and every wait has an end.
 """
