@@ -37,7 +37,8 @@ from shmstore.segment import Segment, byte_is_locked
 #: How the folders of sessions begin.
 PREFIX = "shmstore-"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
-_MAGIC = int.from_bytes(b"SHMPAGE2", "little")
+#: Its number grows with the layout of anything in a session, tails included: no other version may misread it.
+_MAGIC = int.from_bytes(b"SHMPAGE3", "little")
 _W_MAGIC, _W_STATE, _W_OWNER, _W_WRITER = range(4)
 #: Length and CRC of each text: two words.
 _W_FAILURE, _W_REASON, _W_RESTART_REASON = 4, 6, 8
