@@ -115,26 +115,36 @@ def test_who_has_encoded_a_chunk_writes_it_and_what_waits_behind_it(
         write(self, index, *arguments)
 
     monkeypatch.setattr(Dataset, "write_chunk", watched)
-    first, encoders, behind = Gate(), [], threading.Event()
+    first, last, encoders = Gate(), Gate(), []
 
     def held(chunk: Chunk) -> tuple[Any, int]:
         encoders.append(threading.current_thread().name)
         return first(chunk)
 
-    def quick(chunk: Chunk) -> tuple[Any, int]:
-        behind.set()
-        return as_it_is(chunk)
-
     pipeline.submit(dataset, 0, chunk_of(0), None, as_it_is=True)
     pipeline.wait_for(1)
     pipeline.submit(dataset, 1, chunk_of(1), held)
-    pipeline.submit(dataset, 2, chunk_of(2), quick)
-    pipeline.submit(dataset, 3, chunk_of(3), None, as_it_is=True)
-    assert behind.wait(60)
-    first.open()
+    await_codec_wait(pipeline)
+    pipeline.submit(dataset, 2, chunk_of(2), as_it_is)
+    pipeline.submit(dataset, 3, chunk_of(3), last)
+    try:
+        assert last.begun.wait(60)  # on the other thread, which had to leave the second chunk behind
+        first.open()
+        pipeline.wait_for(3)
+    finally:
+        first.open()
+        last.open()
     pipeline.drain()
-    assert writers == [(0, "shmstore-file"), *((index, encoders[0]) for index in (1, 2, 3))]
+    assert writers[:3] == [(0, "shmstore-file"), (1, encoders[0]), (2, encoders[0])]
     assert stored(file) == [0, 1, 2, 3]
+
+
+def await_codec_wait(pipeline: CodecPipeline) -> None:
+    """Return once the file thread has looked at the first chunk, and left it to who encodes it."""
+    deadline = time.monotonic() + 60
+    while not pipeline.codec_wait_s(time.monotonic()):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def test_nothing_is_left_behind_however_the_threads_meet(file: RecordingFile, dataset: Dataset) -> None:
@@ -278,7 +288,7 @@ def test_a_commit_comes_between_two_chunks_and_waits_for_no_codec(
     found = []
 
     def action() -> int:
-        found.append((pipeline.written, dataset.known_items, threading.current_thread().name))
+        found.append((pipeline.written, dataset.known_items))
         return 77
 
     first, second = Gate(), Gate()
@@ -293,7 +303,7 @@ def test_a_commit_comes_between_two_chunks_and_waits_for_no_codec(
         commit = pipeline.commit(action)
         pipeline.finish(commit)
         assert (commit.done, commit.written, commit.position) == (True, 1, 77)
-        assert found == [(0, 0, "shmstore-file"), (1, ITEMS, "shmstore-file")]
+        assert found == [(0, 0), (1, ITEMS)]
         assert pipeline.busy
     finally:
         first.open()
@@ -319,7 +329,10 @@ def test_a_commit_is_carried_out_by_who_is_writing(
         found.append((pipeline.written, threading.current_thread().name.rstrip("01")))
         return 0
 
-    pipeline.submit(dataset, 0, chunk_of(0), as_it_is)
+    gate = Gate()
+    pipeline.submit(dataset, 0, chunk_of(0), gate)
+    await_codec_wait(pipeline)
+    gate.open()
     assert writing.wait(60)
     commit = pipeline.commit(action)
     time.sleep(0.01)
