@@ -112,7 +112,7 @@ class _CodecThreads:
     count
         How many.
     ended
-        Called on the thread when a job has ended.
+        Called when jobs have ended, on the thread that has ended them.
     """
 
     def __init__(self, count: int, ended: Callable[[], None]) -> None:

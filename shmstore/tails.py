@@ -68,7 +68,7 @@ class TailBuffers(Sequence[npt.NDArray[np.uint8]]):
         self._segment.reserve(self.starts[number], self._size)
 
     def reserve_abreast(self, last: TailBuffers, number: int) -> None:
-        """As `reserve`, for these buffers and those of other streams, as far as ``last``, in one go."""
+        """As `reserve`, for these buffers and those of the streams up to ``last``, which lie abreast."""
         start = self.starts[number]
         self._segment.reserve(start, last.starts[number] + last._size - start)
 
@@ -88,10 +88,13 @@ class TailBuffers(Sequence[npt.NDArray[np.uint8]]):
 def abreast(streams: Sequence[TailBuffers]) -> list[npt.NDArray[np.uint8]] | None:
     """Return the buffers of several streams together: for each number ``(streams, chunk_bytes)``.
 
-    ``None``: they are not of one size, or do not lie in one segment as far from one to the next.
+    ``None``: they are not of one size, or do not lie in one segment in this order, as far from one to the
+    next.
     """
     first = streams[0]
     stride = streams[1].starts[0] - first.starts[0] if len(streams) > 1 else 0
+    if stride < 0:
+        return None
     for number, buffers in enumerate(streams):
         starts = [start + number * stride for start in first.starts]
         if (buffers._segment, buffers.starts, buffers._size) != (first._segment, starts, first._size):

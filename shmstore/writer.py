@@ -507,9 +507,9 @@ class Writer:
         portion = self._portion_bytes()
         if portion is None:
             return False
-        wanted = self._committed_bytes + portion
         if not self._pipeline.busy:  # all that was taken can be given back
             return self._uncommitted >= portion or not self._took
+        wanted = self._committed_bytes + portion
         if frees and self._pipeline.written_bytes >= wanted:
             return True
         self._pipeline.wake_when(wanted, first)

@@ -38,6 +38,7 @@ def test_those_of_one_size_are_one_array(shared_folder: Path) -> None:
     assert not tails.buffers[3][1].any()
     assert abreast(tails.buffers[2:4]) is None, "of two sizes"
     assert abreast([*tails.buffers[:2], tails.buffers[4]]) is None, "not evenly spaced"
+    assert abreast(tails.buffers[2::-1]) is None, "in another order"
     other = Tails.create(shared_folder / "others", [100], 2)
     assert abreast([tails.buffers[0], other.buffers[0]]) is None, "in two segments"
     del together, array

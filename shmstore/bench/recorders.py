@@ -77,10 +77,10 @@ class Recording:
     ) -> None:
         self.label = label
         self.amount = batches * per_batch
-        self.touches = recorded = batches * batch_bytes(stream)
+        recorded, width = batches * batch_bytes(stream), len(stream.schema)
         # Chunks that are not full are in memory besides, of each column three.
-        width = len(stream.schema)
-        self.touches += min(recorded, 3 * width * chunking.largest_bytes(width))
+        self.touches = recorded + min(recorded, 3 * width * chunking.largest_bytes(width))
+        self._is_large = recorded >= _LARGE_BYTES
         self._stream = stream
         self._shares = [len(range(number, batches, producers)) for number in range(producers)]
         self._shared = shared
@@ -117,7 +117,7 @@ class Recording:
             if not pipe.poll(_READY_S) or self._answer(pipe) != "ready":
                 raise BrokenError(f"a producer process was not ready within {_READY_S:g} s: free processors")
         producers = {child.pid for child in self._children}
-        if self._config.recoverable and self._config.standby and self.touches >= _LARGE_BYTES:
+        if self._config.recoverable and self._config.standby and self._is_large:
             await_standby(producers | {storage.writer_pid}, _STANDBY_S)
         self._watch = Watch(storage.writer_pid, producers)
         self._watch.start()
