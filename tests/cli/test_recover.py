@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import resource
 import subprocess
+import time
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pytest
 from children import Child
@@ -14,7 +16,7 @@ from commandline import document, only_error, running, shmstore
 from wrecks import BATCH, REFUSED, ROWS, wreck
 
 import shmstore as package
-from shmstore import HDF5Storage
+from shmstore import BrokenError, HDF5Storage
 
 #: So many batches fill chunks.
 MANY = 400
@@ -169,15 +171,32 @@ def test_what_is_in_quarantine_is_named_and_can_be_ingested(output_dir: Path, sh
 
 def test_one_that_was_killed_itself_is_repeated(output_dir: Path, shared_folder: Path) -> None:
     left = wreck(output_dir, shared_folder, *["put"] * MANY, "flush", "stop", "put")
+
+    def kill(done: int, total: int) -> None:
+        for child in psutil.Process().children():
+            if "shmstore.recoveryprocess" in child.cmdline():
+                child.kill()
+
+    with pytest.raises(BrokenError, match=r"was killed by signal 9.* and can be started again"):
+        package.recover(left.path, shm_dir=shared_folder, progress=kill)
+    assert left.path.with_name(left.path.name + ".recovering").exists()
+    assert len(list(shared_folder.iterdir())) == 2
+    assert recover(output_dir, shared_folder).returncode == 0
+    assert_whole(left.path, shared_folder, MANY + 1)
+
+
+def test_one_whose_caller_was_killed_ends_what_it_began(output_dir: Path, shared_folder: Path) -> None:
+    left = wreck(output_dir, shared_folder, *["put"] * MANY, "flush", "stop", "put")
     with Child(
         "import os, shmstore",
         f"shmstore.recover({str(left.path)!r}, shm_dir={str(shared_folder)!r},",
         "    progress=lambda done, total: os.kill(os.getpid(), 9))",
     ) as child:
         assert child.process.wait(60) == -9
-    assert left.path.with_name(left.path.name + ".recovering").exists()
-    assert len(list(shared_folder.iterdir())) == 2
-    assert recover(output_dir, shared_folder).returncode == 0
+    deadline = time.monotonic() + 60
+    while list(shared_folder.iterdir()):  # which goes last
+        assert time.monotonic() < deadline, "the recovery did not end"
+        time.sleep(0.01)
     assert_whole(left.path, shared_folder, MANY + 1)
 
 
