@@ -86,7 +86,7 @@ def test_frames(
 ) -> None:
     """1 GiB of sparse detector frames of 4 MiB, against h5py with bitshuffle-lz4; lz4 is the fastest."""
     stream = Frames()
-    batches = scale.pick(256, 4)
+    batches = scale.pick(1024, 4)
     mine = Recording(stream, batches, output, 4 * _MB, **codec)
     peer = H5pyAppend(stream, batches, output, 4 * _MB, 1, hdf5plugin.Bitshuffle(), "h5py bitshuffle-lz4")
     report.compare(f"frames, {shmstore.StorageConfig(**codec).codec}", "MB/s", mine, peer, at_least=at_least)
@@ -98,7 +98,7 @@ def test_wide(report: Report, scale: Scale, output: Path) -> None:
     # Within bounds, so that values of short columns and of long ones hold as many bits that change.
     wide = Telemetry(rows=1000, columns=500, distinct=40, dtype="float32", within=1.0)
     narrow = Telemetry(rows=125_000, columns=4, distinct=16, dtype="float32", within=1.0)
-    batches = scale.pick(256, 4)
+    batches = scale.pick(1024, 4)
     mine = Recording(wide, batches, output, 2.0, compression="zstd")
     theirs = Recording(narrow, batches, output, 2.0, "4 columns × 125,000", compression="zstd")
     theirs.touches = mine.touches
