@@ -74,6 +74,18 @@ def test_adc_none_handed_over(report: Report, scale: Scale, output: Path) -> Non
     )
 
 
+@pytest.mark.parametrize("codec", ["zstd", "lz4", "blosc:lz4"])
+def test_adc_encoded_handed_over(report: Report, scale: Scale, output: Path, codec: str) -> None:
+    """The same encoded, by as many threads as the writer has: what is left of the machine's limit by that."""
+    batches = scale.pick(1024, 8)
+    config = shmstore.StorageConfig(compression=codec)
+    handed = HandedOver(
+        *(Adc(), batches, config.ring_bytes, output, _MB, config.codec, config.codec_thread_count)
+    )
+    mine = Recording(Adc(), batches, output, _MB, compression=codec)
+    report.compare(f"adc, {config.codec}", "MB/s", mine, handed)
+
+
 @pytest.mark.parametrize(
     ("codec", "at_least"),
     [

@@ -74,7 +74,7 @@ def main() -> None:
     if not boot["resume"]:  # a replacement leaves the state as it was: it may have been closing
         session.state = State.RECORDING
     _answer(boot["ready_fd"], {"path": str(session.recording_path)})
-    _keep_freed_memory()  # from here on: what it takes to resume is needed once
+    keep_freed_memory()  # from here on: what it takes to resume is needed once
     gc.freeze()  # what there is by now stays: it need not be looked through again and again
     code = 0
     try:
@@ -91,7 +91,8 @@ def main() -> None:
     os._exit(code)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
+    """Have the C library keep what codecs free, for the next chunk; glibc only."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # other C libraries than glibc have none
         for option, value in _MALLOPT.items():
