@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -58,24 +59,29 @@ class WriterProcess:
         self.answered = False
         self.ready_fd, ready_writer = os.pipe()
         self._descriptors = {"listener_fd": listener.fileno(), "ready_fd": ready_writer}
+        # A Ctrl-C in the owner's terminal is for the owner. The new session is a moment late for one that
+        # comes just now; blocked, it waits until the writer ignores it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _BOOT, json.dumps(list(paths)), str(os.getpid())],
                 stdin=subprocess.PIPE,
                 pass_fds=tuple(self._descriptors.values()),
-                start_new_session=True,  # a Ctrl-C in the owner's terminal is for the owner
+                start_new_session=True,
             )
             try:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)  # raises what came for the owner meanwhile
                 self.exit_fd = os.pidfd_open(self._process.pid)
             except BaseException:
-                self._process.kill()
-                self._process.wait()
+                with self._process:  # waits for it, and closes its pipe
+                    self._process.kill()
                 raise
         except BaseException:
             os.close(self.ready_fd)
             raise
         finally:
             os.close(ready_writer)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._is_open = True
 
     @property

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import select
+import signal
 import socket
+import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -39,6 +44,33 @@ def test_a_standby_that_is_never_needed_ends_quietly(
     assert standby.how_it_ended == "ended with exit code 0"
     assert standby.ended
     assert capfd.readouterr() == ("", "")
+
+
+def test_ctrl_c_while_it_starts_is_for_its_owner(standby: WriterProcess) -> None:
+    os.kill(standby.pid, signal.SIGINT)
+    assert standby._process.stdin
+    standby._process.stdin.close()
+    await_end(standby)
+    assert standby.how_it_ended == "ended with exit code 0"
+
+
+def test_ctrl_c_for_the_owner_just_then_leaves_no_process_behind(
+    shared_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, before = subprocess.Popen, psutil.Process().children()
+
+    def interrupted(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        process = start(*arguments, **options)
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listener:
+        listener.bind(str(shared_folder / "control"))
+        with pytest.raises(KeyboardInterrupt):
+            WriterProcess(listener, [str(ROOT), *sys.path])
+    assert psutil.Process().children() == before
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_one_that_is_killed_says_so_and_takes_no_document(standby: WriterProcess) -> None:
