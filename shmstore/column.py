@@ -253,9 +253,11 @@ def _outer_dictionaries(node: Node) -> list[Node]:
 
 def _dataset(group: h5py.Group, stream: Stream) -> h5py.Dataset | None:
     """Return a stream's dataset, ``None`` if it does not exist; refuse one that is not as the layout says."""
-    found = group.get(stream.path)
-    if found is None:
+    if stream.path not in group:
         return None
+    # Not by `get`, for which one that cannot be opened does not exist either: a mask that was made after a
+    # live file had been opened has a link there, and lies behind what is taken for the end of the file.
+    found = group[stream.path]
     if not isinstance(found, h5py.Dataset):
         raise IncompleteFileError(f"{stream.path!r} is no dataset: restore it from a copy")
     if stream.dtype == "utf8":

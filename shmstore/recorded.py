@@ -282,7 +282,10 @@ class Instrument:
 
     def _rows_per_batch(self, positions: list[int], rows: int, layout: Layout, file: h5py.File) -> int:
         picked = [layout.columns[position] for position in positions]
-        size = sum(self._stored(file, layout, column).row_bytes(rows) for column in picked)
+        size = 0
+        for column in picked:
+            with self._naming(column):
+                size += self._stored(file, layout, column).row_bytes(rows)
         return max(1, _BATCH_BYTES // max(size, 1))
 
     def _counted_rows(self, file: h5py.File) -> int | None:

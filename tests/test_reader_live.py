@@ -17,9 +17,11 @@ import h5py
 import pyarrow as pa
 import pytest
 
+import shmstore
 from shmstore import reader
+from shmstore.column import StoredColumn
 from shmstore.errors import IncompleteFileError, StorageError
-from shmstore.opening import OpenedFile
+from shmstore.opening import OpenedFile, open_file
 from shmstore.recorded import Instrument
 
 HERE = Path(__file__).parent
@@ -302,3 +304,18 @@ def test_a_writer_killed_in_its_window_leaves_an_error_with_a_remedy(path: Path,
     writer.end()
     with pytest.raises(IncompleteFileError, match=r"already open for .*h5clear"):
         reader.open(path)
+
+
+def test_a_mask_that_an_open_file_cannot_show_is_not_taken_for_none(output_dir: Path) -> None:
+    with shmstore.HDF5Storage(output_dir=output_dir) as storage:
+        storage.write_batch("x", pa.record_batch({"v": [1, 2]}))
+        storage.flush()
+        with shmstore.open(storage.path) as recording:
+            layout = recording["x"].layout
+        assert layout
+        with open_file(storage.path, live=True) as file:
+            storage.write_batch("x", pa.record_batch({"v": pa.array([None], pa.int64())}))
+            storage.flush()
+            with pytest.raises(KeyError, match="Unable to"):  # so that it is looked at anew
+                StoredColumn(file["x"], layout.columns[0], pa.int64())
+        assert shmstore.read(storage.path, "x")["v"].to_pylist() == [1, 2, None]
