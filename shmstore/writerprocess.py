@@ -61,8 +61,9 @@ class WriterProcess:
         self._descriptors = {"listener_fd": listener.fileno(), "ready_fd": ready_writer}
         # A Ctrl-C in the owner's terminal is for the owner. The new session is a moment late for one that
         # comes just now; blocked, it waits until the writer ignores it.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # may raise what came just before
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _BOOT, json.dumps(list(paths)), str(os.getpid())],
                 stdin=subprocess.PIPE,
