@@ -11,6 +11,7 @@ import contextlib
 import os
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
@@ -48,7 +49,7 @@ class HandedOver(FileRun):
         What one batch counts in the case's unit.
     codec
         Encodes each batch, as one chunk, in ``threads`` threads, which write what it leaves. The stream must
-        have one column then.
+        have one column then, of a type of fixed width.
     threads
         How many threads encode.
     """
@@ -151,11 +152,11 @@ def _write_slots(
         began = time.process_time()
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         places = ((number % slots * slot_bytes, sizes[number % len(sizes)]) for number in range(batches))
-        taking = _Taking(fd, room, places, free, full)
+        consumer = _Consumer(fd, room, places, free, full)
         if encode is None:
-            taking.write()
+            consumer.write()
         else:
-            workers = [threading.Thread(target=taking.encode, args=(encode,)) for _ in range(threads)]
+            workers = [threading.Thread(target=consumer.encode, args=(encode,)) for _ in range(threads)]
             for worker in workers:
                 worker.start()
             for worker in workers:
@@ -163,12 +164,12 @@ def _write_slots(
         os.fdatasync(fd)
         os.close(fd)
         pipe.send(time.process_time() - began)
-        del taking
+        del consumer
     del room  # or the memory could not be let go of
     memory.close()
 
 
-class _Taking:
+class _Consumer:
     """Takes slots in order, and gives them back in order once they are written."""
 
     def __init__(
@@ -198,7 +199,14 @@ class _Taking:
             self._free.release()
 
     def encode(self, encode: Encoder) -> None:
-        """Write what the codec leaves of them; in several threads at once."""
+        """Write what the codec leaves of them; in several threads at once. A failure ends the process."""
+        try:
+            self._encode(encode)
+        except BaseException:  # noqa: BLE001 (nothing is hidden: whoever waits for space sees the process end)
+            traceback.print_exc()
+            os._exit(1)
+
+    def _encode(self, encode: Encoder) -> None:
         while True:
             with self._taking:
                 number, (place, size) = next(self._places, (-1, (0, 0)))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import collections
+import multiprocessing
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -59,3 +61,16 @@ def test_a_process_that_cannot_write_is_no_hang(tmp_path: Path, capfd: pytest.Ca
         run.run()
     run.abandon()
     assert "FileNotFoundError" in capfd.readouterr().err
+
+
+def test_a_thread_that_cannot_write_is_no_hang(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    stream = Adc(batch_bytes=4096, distinct=3)
+    run = HandedOver(stream, 50, 6 * 4096, tmp_path, 1.0, Codec.parse("lz4"), threads=2)
+    run.prepare()
+    (child,) = multiprocessing.active_children()
+    assert child.pid
+    resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (5000, 5000))
+    with pytest.raises(BrokenError, match="ended too early"):
+        run.run()
+    run.abandon()
+    assert "File too large" in capfd.readouterr().err
