@@ -70,6 +70,8 @@ _IMPOSSIBLE = 1 << 62
 _WORD = (1 << 64) - 1
 #: A run has so many slots at least; or one, if that is so large that no more are wanted at once.
 _FEWEST_ALIKE, _LARGE_BYTES = 2, 64 * 2**10
+#: So many are looked at one by one; of more, all at once.
+_FEW = 32
 _NUMBERS = np.arange(1024, dtype=np.uint64)
 
 
@@ -580,7 +582,8 @@ class Ring:
         if header is None or SLOT_HEADER_BYTES + align(header[3]) != stride:
             return None
         most = min(most, longest(header[6], header[5]))
-        slots = self._count_alike(header, stride, most) if most > 1 else most
+        count = self._count_few_alike if most <= _FEW else self._count_alike
+        slots = count(header, stride, most)
         if slots < fewest:
             return None
         kind, _, sequence, length, row_start, rows, schema_id, skip = header
@@ -591,6 +594,23 @@ class Ring:
             *(position, end, sequence, row_start, slots, slots * rows),
             *(Kind(kind), schema_id, skip, length, memory, viewed),
         )
+
+    def _count_few_alike(self, header: tuple[int, ...], stride: int, most: int) -> int:
+        """Return the same as `_count_alike`, sooner where there are few."""
+        kind, position, sequence, length, row_start, rows, schema_id, skip = header
+        for number in range(1, most):
+            position += stride
+            sequence += 1
+            row_start += rows
+            place = position % self.capacity
+            if self._words[place // 8 + 7] != position ^ _SEAL:
+                return number
+            said = _HEADER.pack(
+                _SLOT_MAGIC, kind, 0, position, sequence, length, row_start, rows, schema_id, skip
+            )
+            if self._slots[place : place + _SEAL_AT] != said + _CRC.pack(zlib.crc32(said)):
+                return number
+        return most
 
     def _count_alike(self, header: tuple[int, ...], stride: int, most: int) -> int:
         """Return how many slots from one on are sealed and have its header, but for what counts up."""

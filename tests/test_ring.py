@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,7 @@ from children import Child
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shmstore import ring as ring_module
 from shmstore.errors import BatchTooLargeError, BrokenError, StorageError
 from shmstore.ring import HEADER_BYTES, SLOT_HEADER_BYTES, Kind, Life, Ring, Run, Slot
 from shmstore.segment import Segment, align
@@ -783,10 +785,20 @@ def test_sealing_counts_bytes_with_their_header_only_as_used(ring: Ring) -> None
 # -- runs of slots that are alike ------------------------------------------------------------------------
 
 
+@pytest.fixture(params=[0, 1024], ids=["all at once", "one by one"])
+def few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have headers compared in either way, however many there are."""
+    monkeypatch.setattr(ring_module, "_FEW", request.param)
+
+
+either_way = pytest.mark.usefixtures("few")
+
+
 def look_ahead(ring: Ring, most: int = 1024, most_bytes: int = CAPACITY) -> Run | None:
     return ring.look_ahead(lambda schema_id, rows: most, most_bytes)
 
 
+@either_way
 def test_slots_that_are_alike_are_borrowed_together(ring: Ring) -> None:
     for _ in range(5):
         seal(ring, 100, rows=3)
@@ -814,6 +826,7 @@ def test_slots_that_are_alike_are_borrowed_together(ring: Ring) -> None:
     assert ring.used == 0
 
 
+@either_way
 def test_a_large_slot_is_a_run_by_itself(shared_folder: Path) -> None:
     size = 64 * 1024
     ring = Ring.create(shared_folder / "ring", 4 * size, 0)
@@ -853,6 +866,7 @@ def test_a_run_that_is_no_longer_ahead_is_refused(ring: Ring) -> None:
         ring.borrow_run(run)
 
 
+@either_way
 def test_a_run_is_as_long_as_is_wanted(ring: Ring) -> None:
     for _ in range(6):
         seal(ring, 10, rows=2)
@@ -872,6 +886,7 @@ def test_a_run_is_as_long_as_is_wanted(ring: Ring) -> None:
     assert look_ahead(ring, most_bytes=128) is None
 
 
+@either_way
 @pytest.mark.parametrize(
     ("kind", "length", "rows", "schema_id", "skip"),
     [
@@ -900,6 +915,7 @@ def test_a_slot_of_another_kind_ends_a_run(
     assert take(ring).sequence == 3
 
 
+@either_way
 def test_a_run_ends_with_the_lap(ring: Ring) -> None:
     """Slots of 192 bytes: 21 to a lap, and a pad of 64."""
     for _ in range(15):
@@ -923,6 +939,7 @@ def test_a_run_ends_with_the_lap(ring: Ring) -> None:
     assert ring.used == 0
 
 
+@either_way
 @pytest.mark.parametrize("offset", range(0, 56, 4))
 def test_a_damaged_header_ends_a_run_and_is_noticed_then(ring: Ring, offset: int) -> None:
     for _ in range(4):
@@ -936,6 +953,7 @@ def test_a_damaged_header_ends_a_run_and_is_noticed_then(ring: Ring, offset: int
         ring.borrow()
 
 
+@either_way
 def test_a_run_may_begin_behind_the_end_of_a_lap(ring: Ring) -> None:
     for _ in range(21):
         seal(ring, 100)
@@ -957,6 +975,7 @@ def test_a_run_may_begin_behind_the_end_of_a_lap(ring: Ring) -> None:
     assert ring.used == 0
 
 
+@either_way
 def test_a_slot_that_is_not_sealed_ends_a_run(ring: Ring) -> None:
     for _ in range(4):
         seal(ring, 100)
@@ -974,11 +993,15 @@ def test_a_slot_that_is_not_sealed_ends_a_run(ring: Ring) -> None:
     slots=st.lists(st.tuples(st.sampled_from([0, 8, 8, 8, 100, 700]), st.integers(1, 2)), max_size=120),
     most=st.integers(2, 20),
     kept=st.integers(0, 3),
+    few=st.sampled_from([0, 4, 1024]),
 )
 def test_runs_and_single_slots_come_out_once_in_order_and_whole(
-    slots: list[tuple[int, int]], most: int, kept: int
+    slots: list[tuple[int, int]], most: int, kept: int, few: int
 ) -> None:
-    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="test-ring-") as folder:
+    with (
+        tempfile.TemporaryDirectory(dir="/dev/shm", prefix="test-ring-") as folder,
+        mock.patch.object(ring_module, "_FEW", few),
+    ):
         ring = Ring.create(Path(folder) / "ring", CAPACITY, 9)
         held: deque[Slot | Run] = deque()
         waiting, seen = deque(slots), 0
