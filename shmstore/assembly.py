@@ -324,6 +324,16 @@ class InstrumentAssembly:
             self._longest_run = self._find_longest_run()
         return self._longest_run
 
+    def takes_whole(self, rows: int) -> bool:
+        """Whether batches of so many rows, of which `append_run` takes some, are whole chunks in all columns.
+
+        It takes any number of them then.
+        """
+        return bool(self._streams) and all(
+            isinstance(assembler, ChunkAssembler) and assembler.takes_whole(rows)
+            for assembler in self._streams.values()
+        )
+
     def _find_longest_run(self) -> int:
         """Return the rows of the smallest chunk that a column has or may get."""
         columns = self.layout.columns if self.layout else ()
@@ -349,7 +359,7 @@ class InstrumentAssembly:
         blocks
             Their items.
         rows
-            Rows of all of them, at most `longest_run` if there are several.
+            Rows of all of them; of several at most `longest_run`, but where each `takes_whole`.
         """
         return self._take(Intake(rows, self._taken, blocks=blocks))
 

@@ -38,6 +38,8 @@ _METADATA_LIMIT_BYTES = 16 * 2**20
 _NUL_IN_JSON = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 #: Options that belong to each producer; all others must agree among the producers of an instrument.
 _PRODUCER_OPTIONS = ("ring_bytes", "on_full", "put_timeout_s", "validate")
+#: More slots than anybody takes at once.
+_ANY = 1 << 30
 
 
 class Instrument:
@@ -165,7 +167,11 @@ class Instrument:
     def longest_run(self, rows: int) -> int:
         """Return how many slots of so many rows `append_run` takes at most; 0: none."""
         longest = self.assembly.longest_run
-        return max(1, longest // rows) if rows and longest else 0
+        if not rows or not longest:
+            return 0
+        if rows >= longest and self.assembly.takes_whole(rows):
+            return _ANY
+        return max(1, longest // rows)
 
     def fitting(self, run: Run, follows: Follows) -> int:
         """Return how many slots of a run, from the first on, `append_run` can take; up to `longest_run`."""

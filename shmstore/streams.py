@@ -175,15 +175,20 @@ class ChunkAssembler:
         count = len(items)
         self._take(np.frombuffer(items, np.uint8) if count and items.nbytes else np.empty(0, np.uint8), count)
 
+    def takes_whole(self, count: int) -> bool:
+        """Whether so many items are whole chunks from where the stream stands, of which none is copied."""
+        return not self._filled and not count % self._chunk_items
+
     def append_run(self, items: Items) -> None:
         """Take the items of several batches in: ``(batches, ...)``, those of each batch contiguous.
 
-        A commit covers all of them or none, so several may be a chunk's worth at most.
+        A commit covers all of them or none, so several may be a chunk's worth at most, or whole chunks each.
         """
         self._begin_batch()
         each = items[0].nbytes // self._item_bytes
-        if len(items) == 1:
-            self._take(items[0].view(np.uint8), each)
+        if len(items) == 1 or each >= self._chunk_items:
+            for own in items:
+                self._take(own.view(np.uint8), each)
             return
         done = 0
         while done < len(items):

@@ -23,6 +23,7 @@ from shmstore.assembly import InstrumentAssembly
 from shmstore.checkpoint import Checkpoint
 from shmstore.chronicle import Chronicle
 from shmstore.config import StorageConfig
+from shmstore.dataset import Dataset
 from shmstore.encoding import Block
 from shmstore.errors import (
     BrokenError,
@@ -35,7 +36,7 @@ from shmstore.evolution import evolve, history_from_json, project
 from shmstore.journal import Journal
 from shmstore.opening import OpenedFile
 from shmstore.physical import physical_schema, retyped
-from shmstore.pipeline import CodecPipeline
+from shmstore.pipeline import Chunk, CodecPipeline
 from shmstore.planning import plan
 from shmstore.rebuilding import rebuild
 from shmstore.recorded import Instrument
@@ -545,7 +546,8 @@ def test_batches_taken_together_are_as_good_as_single_ones(
         for step in steps:
             if isinstance(step, tuple):
                 batches, each = step
-                batches = min(batches, killed.cam.longest_run // each)
+                if not killed.cam.takes_whole(each):
+                    batches = min(batches, killed.cam.longest_run // each)
                 if batches:
                     killed.cam.append_run(run_of(rows, batches, each), batches * each)
                     rows += batches * each
@@ -604,6 +606,35 @@ def test_batches_are_taken_together_where_chunks_are_large_enough() -> None:
         assert made.cam.longest_run == 100
         with recorded(made):
             pass
+
+
+def test_any_number_of_whole_chunks_is_taken_together_and_none_copied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    blocks = run_of(100, 5, 200)
+    borrowed: list[bool] = []
+    submit = CodecPipeline.submit
+
+    def watched(
+        self: CodecPipeline, dataset: Dataset, index: int, chunk: Chunk, *rest: Any, **more: Any
+    ) -> None:
+        borrowed.append(np.shares_memory(chunk, blocks[0].items))
+        submit(self, dataset, index, chunk, *rest, **more)
+
+    monkeypatch.setattr(CodecPipeline, "submit", watched)
+    with recorder(chunk_rows=100) as made:
+        made.cam.declare(NUMBERS)
+        assert not made.cam.takes_whole(100)  # there is no dataset yet
+        made.cam.append(numbers_of(0, 100))
+        assert [made.cam.takes_whole(rows) for rows in (50, 100, 150, 300)] == [False, True, False, True]
+        made.cam.append_run(blocks, 1000)
+        assert borrowed == [False, *[True] * 10]
+        made.cam.append(numbers_of(1100, 1))
+        assert not made.cam.takes_whole(100)  # these would lie across the ends of chunks
+        made.pipeline.drain()
+        made.commit()
+        with recorded(made) as group:
+            assert group["n"][:].tolist() == list(range(1101))
 
 
 def test_many_columns_that_bring_much_are_fast_however_little_each_brings() -> None:

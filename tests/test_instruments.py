@@ -285,6 +285,20 @@ def test_under_the_policy_new_each_schema_has_a_group_of_its_own(recording: Reco
         assert [len(file[name]["n"]) for name in ("cam", "cam~3", "cam~4")] == [3, 5, 7]
 
 
+def test_as_many_slots_are_taken_at_once_as_a_chunk_holds_or_any_number_of_whole_ones(
+    recording: Recording,
+) -> None:
+    schema = pa.schema([("n", pa.int64())])
+    instrument = recording.instruments.ensure("cam", {"chunk_rows": 100})
+    assert instrument.longest_run(10) == 0
+    instrument.declare(schema)
+    instrument.append(pa.record_batch([np.arange(100)], schema=schema))
+    assert [instrument.longest_run(rows) for rows in (0, 10, 40, 99, 150)] == [0, 10, 2, 1, 1]
+    assert min(instrument.longest_run(rows) for rows in (100, 200)) >= 1024
+    instrument.append(pa.record_batch([np.arange(1)], schema=schema))
+    assert [instrument.longest_run(rows) for rows in (10, 100, 200)] == [10, 1, 1]
+
+
 def test_counts_are_those_of_the_assembly(recording: Recording) -> None:
     cam = recording.instruments.ensure("cam", {"chunk_rows": 4, "compression": "none"})
     recording.instruments.declare("cam", serialized(SCHEMA))
