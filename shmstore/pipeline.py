@@ -1,11 +1,11 @@
 """The codec pipeline: chunks are encoded by N codec threads, and written in the order of submission.
 
 Three kinds of threads meet here. The writer's own submits; codec threads encode; and whoever has encoded the
-chunk that comes next in the file writes it, and those behind it that are ready: nobody has to be woken for
-that, and what it writes is still in the processor's cache. Another *file thread* writes what is not encoded,
-so that taking batches from the rings goes on while the kernel copies, and carries out commits in between
-(benchmarks/README.md tells what that brings). One writes at a time. A bounded window makes the submitter
-wait, so memory is bounded.
+chunk that comes next in the file writes it, and those behind it that are ready, and carries out a commit in
+between: nobody has to be woken for that, and what it writes is still in the processor's cache. Another *file
+thread* does the same where no codec thread comes by soon: it writes what is not encoded, so that taking
+batches from the rings goes on while the kernel copies (benchmarks/README.md tells what that brings). One
+writes at a time. A bounded window makes the submitter wait, so memory is bounded.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ _RUN_BYTES = 2 * 2**20
 _WINDOW_SHARE = 4
 #: Longest wait without a look.
 _LOOK_S = 0.05
+#: How long the file thread waits for a codec thread to come by. Where all processors encode, it gets its turn
+#: when their slices end, a few milliseconds each: what it writes then keeps all others waiting.
+_PATIENCE_S = 0.01
 
 Chunk = npt.NDArray[np.uint8]
 Encode = Callable[[Chunk], tuple[Any, int]]
@@ -206,6 +209,7 @@ class CodecPipeline:
         self._waited_s = 0.0
         self._waits_since_s: float | None = None
         self._codecs = _CodecThreads(threads, self._advance)
+        self._last_to_encode: _Job | None = None
         #: What is not written yet, in order.
         self._jobs: deque[_Job] = deque()
         #: Held by who writes. Who brings news says so first and tries then: if he does not get it, whoever
@@ -263,6 +267,7 @@ class CodecPipeline:
         self._submitted_bytes += size
         self._jobs.append(job)
         if job.encode is not None:
+            self._last_to_encode = job
             self._codecs.submit(job)
         if job.encode is None or idle:
             self._bell.put(True)
@@ -282,7 +287,8 @@ class CodecPipeline:
         """
         self.check()
         commit = self._commit = Commit(action)
-        self._bell.put(True)
+        if not self._codec_thread_comes:
+            self._bell.put(True)
         return commit
 
     def finish(self, commit: Commit) -> None:
@@ -338,18 +344,38 @@ class CodecPipeline:
 
     # -- whoever writes --------------------------------------------------------------------------------------
 
-    def _attend(self) -> None:
-        while self._bell.get():
-            self._advance()
+    @property
+    def _codec_thread_comes(self) -> bool:
+        """Whether a codec thread is sure to look after what is ready, once it has encoded what it is at."""
+        return self._last_to_encode is not None and not self._last_to_encode.ended
 
-    def _advance(self) -> None:
-        """Write what is ready, and carry out a commit, unless another thread is at it already."""
+    def _attend(self) -> None:
+        """Look after what codec threads do not come by for."""
+        written = -1
+        while True:
+            try:
+                if not self._bell.get(timeout=_PATIENCE_S if self.busy else None):
+                    return
+                patient = True
+            except Empty:
+                patient = self.written > written
+            written = self.written
+            self._advance(patient=patient)
+
+    def _advance(self, *, patient: bool = False) -> None:
+        """Write what is ready, and carry out a commit, unless another thread is at it already.
+
+        Parameters
+        ----------
+        patient
+            Leave all of it to a codec thread that comes by.
+        """
         self._news = True
         while self._news and self._pen.acquire(blocking=False):
             try:
                 while self._news:
                     self._news = False
-                    self._write_what_is_ready()
+                    self._write_what_is_ready(patient)
             except BaseException as error:  # noqa: BLE001 (nothing is hidden: whoever calls next raises it)
                 self._failure = error
                 self._tell()
@@ -357,8 +383,8 @@ class CodecPipeline:
             finally:
                 self._pen.release()
 
-    def _write_what_is_ready(self) -> None:
-        while self._failure is None:
+    def _write_what_is_ready(self, patient: bool) -> None:
+        while self._failure is None and not (patient and self._codec_thread_comes):
             run = self._take_run()
             if run:
                 self._write(run)
@@ -438,5 +464,6 @@ class CodecPipeline:
         self._bell.put(False)
         self._thread.join()
         self._jobs.clear()
+        self._last_to_encode = None
         if self._failure is not None:
             traceback.clear_frames(self._failure.__traceback__)

@@ -34,7 +34,7 @@ from shmstore.dataset import Dataset, h5py_dtype
 from shmstore.disk import DiskFile, start_writing_back, sync_data, sync_folder
 from shmstore.errors import ShmStoreError, refusal, storage_error
 from shmstore.journal import Journal, JournalReader, NoJournal, entries_of
-from shmstore.largepages import GrowingFile, trim
+from shmstore.largepages import GrowingFile, is_in_memory, trim
 from shmstore.layout import Link as LayoutLink
 from shmstore.layout import Stream, stream_to_dict
 from shmstore.recoveryfolder import recovery_folder, remove_recovery_folder
@@ -109,6 +109,7 @@ class RecordingFile:
         self._structuring = False
         self._end: int | None = None
         self._pages = GrowingFile(self._sync_fd)
+        self._in_memory = is_in_memory(self._sync_fd)
         self.failed = False
 
     @classmethod
@@ -479,8 +480,8 @@ class RecordingFile:
 
     @property
     def unwritten_bytes(self) -> int:
-        """Bytes that :meth:`start_writing_back` has not seen yet."""
-        return self.size - self._written_back
+        """Bytes that :meth:`start_writing_back` has not seen yet; of a file in memory none."""
+        return 0 if self._in_memory else self.size - self._written_back
 
     def start_writing_back(self) -> None:
         """Have the disk begin with what came since the last call; a sync has less to wait for then.

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from children import Child
 
+from shmstore import recordingfile as recordingfile_module
 from shmstore.chronicle import Chronicle
 from shmstore.codec import Codec
 from shmstore.dataset import Dataset
@@ -420,18 +421,25 @@ def test_memory_of_variable_items_is_given_back_by_the_flush(file: RecordingFile
         assert found["text"][39] == b"x" * 2**20
 
 
-def test_the_disk_is_told_to_begin_with_what_it_has_not_been_told_of(file: RecordingFile) -> None:
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_the_disk_is_told_to_begin_with_what_it_has_not_been_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: bool
+) -> None:
+    """A file in memory has no disk to be told anything."""
+    monkeypatch.setattr(recordingfile_module, "is_in_memory", lambda fd: in_memory)
+    file = RecordingFile.create(tmp_path / "told.h5", {}, "{}")
     dataset = make(file)
     file.start_writing_back()
     assert file.unwritten_bytes == 0
     dataset.grow(4)
     dataset.write_chunk(0, chunk(1, 2, 3, 4), dataset.skip_mask)
     file.flush()
-    assert file.unwritten_bytes >= 4 * 8
+    assert (file.unwritten_bytes >= 4 * 8) is not in_memory
     file.start_writing_back()
     assert file.unwritten_bytes == 0
     with reopened(file) as found:
         assert found["n"][:].tolist() == [1, 2, 3, 4]
+    file.close()
 
 
 # -- what the journal is told ----------------------------------------------------------------------------

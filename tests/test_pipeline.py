@@ -342,6 +342,41 @@ def test_a_commit_is_carried_out_by_who_is_writing(
     assert found == [(1, "shmstore-codec_")]
 
 
+def test_a_commit_is_left_to_a_codec_thread_that_comes_by(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline_module, "_PATIENCE_S", 60)
+    pipeline = CodecPipeline(2, 4 * CHUNK_BYTES, lambda: None)
+    gate, found = Gate(), []
+
+    def action() -> int:
+        found.append((pipeline.written, threading.current_thread().name.rstrip("01")))
+        return 0
+
+    pipeline.submit(dataset, 0, chunk_of(0), gate)
+    commit = pipeline.commit(action)
+    time.sleep(0.02)
+    assert not commit.done
+    gate.open()
+    pipeline.finish(commit)
+    assert found == [(1, "shmstore-codec_")]
+    pipeline.finish(pipeline.commit(action))
+    assert found[1:] == [(1, "shmstore-file")]  # nobody else comes
+    pipeline.close()
+
+
+def test_what_is_not_encoded_waits_for_no_codec_behind_it(pipeline: CodecPipeline, dataset: Dataset) -> None:
+    gate = Gate()
+    pipeline.submit(dataset, 0, chunk_of(0), None, as_it_is=True)
+    pipeline.submit(dataset, 1, chunk_of(1), gate)
+    try:
+        pipeline.wait_for(1)
+        assert pipeline.busy
+    finally:
+        gate.open()
+    pipeline.drain()
+
+
 def test_a_commit_needs_no_chunks_and_may_follow_another(pipeline: CodecPipeline, dataset: Dataset) -> None:
     for number in range(50):
         commit = pipeline.commit(lambda number=number: number)  # type: ignore[misc]
