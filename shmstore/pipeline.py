@@ -34,8 +34,9 @@ _RUN_BYTES = 2 * 2**20
 _WINDOW_SHARE = 4
 #: Longest wait without a look.
 _LOOK_S = 0.05
-#: How long the file thread waits for a codec thread to come by. Where all processors encode, it gets its turn
-#: when their slices end, a few milliseconds each: what it writes then keeps all others waiting.
+#: For how long nothing may be written before the file thread does what a codec thread would that comes by.
+#: Where all processors encode, it gets its turn when their slices end, a few milliseconds each, and keeps all
+#: others from writing meanwhile.
 _PATIENCE_S = 0.01
 
 Chunk = npt.NDArray[np.uint8]
@@ -262,8 +263,8 @@ class CodecPipeline:
             if dataset.keeps_checksums and not job.through_hdf5:
                 job.run()  # its checksum: it costs less the sooner it is taken, and the file thread has more
             job.end()
-        idle = not self.busy
         self.submitted += 1
+        idle = self.written == self.submitted - 1  # now: the file thread must not fall asleep in between
         self._submitted_bytes += size
         self._jobs.append(job)
         if job.encode is not None:
@@ -351,16 +352,15 @@ class CodecPipeline:
 
     def _attend(self) -> None:
         """Look after what codec threads do not come by for."""
-        written = -1
+        written, since_s = -1, 0.0
         while True:
-            try:
+            with contextlib.suppress(Empty):
                 if not self._bell.get(timeout=_PATIENCE_S if self.busy else None):
                     return
-                patient = True
-            except Empty:
-                patient = self.written > written
-            written = self.written
-            self._advance(patient=patient)
+            now_s = time.monotonic()
+            if self.written > written:
+                written, since_s = self.written, now_s
+            self._advance(patient=now_s - since_s < _PATIENCE_S)
 
     def _advance(self, *, patient: bool = False) -> None:
         """Write what is ready, and carry out a commit, unless another thread is at it already.

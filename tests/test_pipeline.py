@@ -343,10 +343,9 @@ def test_a_commit_is_carried_out_by_who_is_writing(
 
 
 def test_a_commit_is_left_to_a_codec_thread_that_comes_by(
-    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+    pipeline: CodecPipeline, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline_module, "_PATIENCE_S", 60)
-    pipeline = CodecPipeline(2, 4 * CHUNK_BYTES, lambda: None)
     gate, found = Gate(), []
 
     def action() -> int:
@@ -354,15 +353,37 @@ def test_a_commit_is_left_to_a_codec_thread_that_comes_by(
         return 0
 
     pipeline.submit(dataset, 0, chunk_of(0), gate)
-    commit = pipeline.commit(action)
-    time.sleep(0.02)
-    assert not commit.done
-    gate.open()
+    try:
+        commit = pipeline.commit(action)
+        time.sleep(0.02)
+        assert not commit.done
+    finally:
+        gate.open()
     pipeline.finish(commit)
     assert found == [(1, "shmstore-codec_")]
     pipeline.finish(pipeline.commit(action))
     assert found[1:] == [(1, "shmstore-file")]  # nobody else comes
-    pipeline.close()
+
+
+def test_a_commit_waits_for_no_codec_however_much_comes_meanwhile(
+    pipeline: CodecPipeline, dataset: Dataset
+) -> None:
+    """Each chunk that is not encoded rings for the file thread, whose patience must not begin anew."""
+    gate = Gate()
+    pipeline.submit(dataset, 0, chunk_of(0), gate)
+    try:
+        commit = pipeline.commit(lambda: 0)
+        deadline = time.monotonic() + 20
+        index = 1
+        while not commit.done:
+            assert time.monotonic() < deadline
+            pipeline.submit(dataset, index, chunk_of(index), None, as_it_is=True)
+            index += 1
+            time.sleep(0.001)
+        assert pipeline.written == 0
+    finally:
+        gate.open()
+    pipeline.drain()
 
 
 def test_what_is_not_encoded_waits_for_no_codec_behind_it(pipeline: CodecPipeline, dataset: Dataset) -> None:
