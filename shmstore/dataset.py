@@ -40,7 +40,10 @@ class DatasetFile(Protocol):
         """Bytes of the file, as remembered."""
 
     def look_for_end(self) -> int:
-        """Return how many bytes the file has now; prepares for those that come next."""
+        """Return how many bytes the file has now."""
+
+    def expect(self, size: int) -> None:
+        """Prepare for so many bytes that are appended next; the file may be longer then, within them."""
 
     def forget_end(self) -> None:
         """The file may have grown."""
@@ -163,6 +166,8 @@ class Dataset:
                 22, f"{self.path}: an unfiltered chunk has {self.chunk_bytes} bytes, not {size}"
             )
         before = self._file.end
+        if index not in self.places:  # else it is written where it was
+            self._file.expect(size)
         try:
             self.id.write_direct_chunk((index * self.chunk_items, *self._origin), payload, filter_mask)
         except OSError:
@@ -198,25 +203,22 @@ class Dataset:
         """Tell the journal of a chunk that was written, when the file had ``before`` bytes.
 
         HDF5 does not say where it put a chunk in less time than it takes to go through all of them. But no
-        other byte reaches the file meanwhile: if the file has grown, the chunk is at its end.
+        other byte reaches the file meanwhile: if the chunk fits in behind what was there, it is at the end.
         """
-        after = self._file.look_for_end()
+        offset = self._file.look_for_end() - size
+        place = self.places.pop(index, None)
+        if offset < before:  # not at the end
+            offset = place[0] if place is not None and place[1] == size else -1
+        if offset >= 0 and self.known_items < (index + 1) * self.chunk_items:
+            self.places[index] = offset, size  # a published tail: it will be written again
         journal = self._file.journal
         if not journal.keeps:
             return
         crc = crc32(payload) if checksum is None else checksum
-        place = self.places.pop(index, None)
-        offset = -1
-        if after > before:
-            offset = after - size
-        elif place is not None and place[1] == size:
-            offset = place[0]  # of the same length, it is overwritten where it was
         if offset < 0:
             journal.inline(self.number, index, filter_mask, self.known_items, crc, bytes(payload))
         else:
             journal.chunk(self.number, index, filter_mask, self.known_items, offset, size, crc)
-            if self.known_items < (index + 1) * self.chunk_items:
-                self.places[index] = offset, size  # a published tail: it will be written again
 
     def write_variable(self, start: int, items: npt.NDArray[Any]) -> None:
         """Write variable-length items from ``start`` on, within the extent; HDF5 places their bytes."""

@@ -154,12 +154,12 @@ class Patience:
 
 
 class GrowingFile:
-    """Gives a file in memory large pages as it grows.
+    """Gives a file in memory large pages before it grows into them: what a block has already must be copied.
 
     Parameters
     ----------
     fd
-        The file, borrowed; it may be open for reading alone.
+        The file, borrowed; open for writing.
 
     Attributes
     ----------
@@ -171,38 +171,43 @@ class GrowingFile:
         self.patience = Patience()
         self._fd = fd
         self._window: BlockWindow | None = None
-        # The first block is left alone: a small file is to take little memory.
-        self._next_end = BLOCK_BYTES if may_have_them(fd) else _NEVER
+        # The first block is left alone: a small file is to take little memory. And a block's first byte alone
+        # is not asked for: the file would be as long as if it had come.
+        self._next_start = BLOCK_BYTES + 1 if may_have_them(fd) else _NEVER
 
-    def reach(self, end: int) -> None:
-        """Prepare for what is written next.
+    def expect(self, end: int, size: int) -> None:
+        """Prepare for what is appended next; the file may be longer then, by less than that.
 
         Parameters
         ----------
         end
             How many bytes the file has.
+        size
+            How many come.
         """
-        if end <= self._next_end:
+        if end + size <= self._next_start:
             return
-        block = (end - 1) // BLOCK_BYTES
-        self._next_end = (block + 1) * BLOCK_BYTES
-        # What is there already has to be copied.
-        if self._next_end - end < BLOCK_BYTES // 2 or self._is_short_of_space():
+        first, last = self._next_start // BLOCK_BYTES, (end + size - 1) // BLOCK_BYTES
+        self._next_start = (last + 1) * BLOCK_BYTES + 1
+        if self._is_short_of_space(size):
             return
-        self.patience.ask(functools.partial(self._enlarge, block))
+        for block in range(max(first, end // BLOCK_BYTES), last + 1):
+            if (block + 1) * BLOCK_BYTES - end >= BLOCK_BYTES // 2:
+                self.patience.ask(functools.partial(self._enlarge, block))
 
     def _enlarge(self, block: int) -> None:
         if self._window is None:
             self._window = BlockWindow(self._fd)
+        os.posix_fallocate(self._fd, block * BLOCK_BYTES, 1)
         self._window.enlarge(block)
 
-    def _is_short_of_space(self) -> bool:
+    def _is_short_of_space(self, size: int) -> bool:
         filesystem = os.fstatvfs(self._fd)
-        return filesystem.f_bavail * filesystem.f_frsize < _SPARE_PAGES * BLOCK_BYTES
+        return filesystem.f_bavail * filesystem.f_frsize < size + _SPARE_PAGES * BLOCK_BYTES
 
     def close(self) -> None:
         """Let go of the file; what it has behind its end is for :func:`trim`."""
-        self._next_end = _NEVER
+        self._next_start = _NEVER
         if self._window is not None:
             self._window.close()
             self._window = None

@@ -103,13 +103,13 @@ class RecordingFile:
         self.index_bytes = self.heap_bytes = 0
         self.lock = threading.RLock()
         self._file = file
-        self._sync_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self._written_back = 0
         self._named = False  # whether the names of file and folder are sure to be on the disk
         self._structuring = False
         self._end: int | None = None
-        self._pages = GrowingFile(self._sync_fd)
-        self._in_memory = is_in_memory(self._sync_fd)
+        self._pages = GrowingFile(self._fd)
+        self._in_memory = is_in_memory(self._fd)
         self.failed = False
 
     @classmethod
@@ -470,7 +470,7 @@ class RecordingFile:
         Touches no HDF5, so another thread may call it.
         """
         with self._minded():  # the system may have given up for good what a sync has failed on
-            sync_data(self._sync_fd)
+            sync_data(self._fd)
             step("writer.file_synced")
             self.journal.sync()
             step("writer.journal_synced")
@@ -489,13 +489,13 @@ class RecordingFile:
         Touches no HDF5, so another thread may call it; it may take a while where the disk is busy.
         """
         start, self._written_back = self._written_back, self.size
-        start_writing_back(self._sync_fd, start, self._written_back)
+        start_writing_back(self._fd, start, self._written_back)
 
     @property
     def size(self) -> int:
         """Bytes of the file."""
         # Half the price of fstat: asked for after each chunk.
-        return os.lseek(self._sync_fd, 0, os.SEEK_END)
+        return os.lseek(self._fd, 0, os.SEEK_END)
 
     @property
     def end(self) -> int:
@@ -503,10 +503,13 @@ class RecordingFile:
         return self.look_for_end() if self._end is None else self._end
 
     def look_for_end(self) -> int:
-        """Return how many bytes the file has now; prepares for those that come next."""
+        """Return how many bytes the file has now."""
         self._end = self.size
-        self._pages.reach(self._end)
         return self._end
+
+    def expect(self, size: int) -> None:
+        """Prepare for so many bytes that are appended next; the file may be longer then, within them."""
+        self._pages.expect(self.end, size)
 
     def forget_end(self) -> None:
         """The file may have grown."""
@@ -515,7 +518,7 @@ class RecordingFile:
     @property
     def free_bytes(self) -> int:
         """Bytes that are left on the file's disk for this user."""
-        filesystem = os.fstatvfs(self._sync_fd)
+        filesystem = os.fstatvfs(self._fd)
         return filesystem.f_bavail * filesystem.f_frsize
 
     # -- end -------------------------------------------------------------------------------------------------
@@ -574,10 +577,10 @@ class RecordingFile:
         step("close.file_closed")
         self._pages.close()
         with contextlib.suppress(OSError):  # it takes more memory than it has bytes, and no harm is done
-            trim(self._sync_fd)
+            trim(self._fd)
         with DiskFile.waiting():
-            os.fsync(self._sync_fd)
-        os.close(self._sync_fd)
+            os.fsync(self._fd)
+        os.close(self._fd)
         self.journal.operation("finished", {"report": report})
         self.journal.write()
         self.journal.sync()
@@ -630,7 +633,7 @@ class RecordingFile:
         """Close without stamping anything, and leave the journal: for the way out after a failure."""
         self._file.close()
         self._pages.close()
-        os.close(self._sync_fd)
+        os.close(self._fd)
         self.journal.close()
 
     def _reopen(self) -> None:

@@ -25,6 +25,7 @@ from shmstore.codec import Codec
 from shmstore.dataset import Dataset
 from shmstore.errors import StorageError
 from shmstore.journal import ENTRY, Chunks, Inline, Items, Journal, JournalReader, Operation, Record
+from shmstore.largepages import BLOCK_BYTES
 from shmstore.layout import Link, Stream, stream_from_dict
 from shmstore.recordingfile import RecordingFile
 from shmstore.recoveryfolder import recovery_folder
@@ -614,6 +615,50 @@ def test_a_chunk_whose_place_is_not_known_is_in_the_journal_itself(file: Recordi
         Inline,
         Chunks,
     ]
+
+
+def pages_file(folder: Path, *, recoverable: bool) -> tuple[RecordingFile, Dataset, bytes]:
+    """Make a file in memory with a dataset whose chunks reach over a large page, and such a chunk."""
+    file = RecordingFile.create(folder / "recording.h5", {}, "{}", recoverable=recoverable)
+    data = np.random.default_rng(3).integers(256, size=3 * BLOCK_BYTES, dtype=np.uint8).tobytes()
+    with file.structure():
+        return file, file.create_dataset("n", NUMBERS, len(data) // 8, NONE), data
+
+
+@pytest.mark.parametrize("recoverable", [True, False])
+def test_a_tail_that_is_shown_again_and_again_takes_its_place_once(
+    shared_folder: Path, recoverable: bool
+) -> None:
+    file, dataset, data = pages_file(shared_folder, recoverable=recoverable)
+    dataset.grow(5)
+    dataset.write_chunk(0, data, 0)
+    size = file.size
+    for items in (6, 7, dataset.chunk_items):  # in the end it is whole, and no tail any more
+        dataset.grow(items)
+        dataset.write_chunk(0, data, 0)
+        file.flush()
+        assert file.size < size + BLOCK_BYTES // 2
+    if recoverable:
+        check_places(file)
+    file.close()
+
+
+def test_a_place_is_not_mistaken_where_a_page_was_prepared_for_what_went_elsewhere(
+    shared_folder: Path,
+) -> None:
+    file, dataset, data = pages_file(shared_folder, recoverable=True)
+    dataset.grow(5)
+    dataset.write_chunk(0, data, 0)
+    dataset.places.clear()  # as if it were whole
+    dataset.write_chunk(0, data, 0)
+    check_places(file, inline=1)
+    dataset.grow(2 * dataset.chunk_items)
+    for _ in range(2):
+        dataset.write_chunk(1, data[::-1], 0)
+    file.flush()
+    file.finish("complete", "{}", {})
+    with h5py.File(file.path) as found:
+        assert found["n"][:].tobytes() == data + data[::-1]
 
 
 def test_items_that_hdf5_places_are_told_themselves(file: RecordingFile) -> None:

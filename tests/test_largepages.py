@@ -49,13 +49,16 @@ def _gives_one_to_anonymous_memory() -> bool:
     return True
 
 
-def grow(fd: int, growing: GrowingFile) -> None:
-    """Append the content in pieces of all sizes, each told as soon as it is there."""
+def grow(fd: int, growing: GrowingFile, largest: int = 400_000) -> None:
+    """Append the content in pieces of all sizes, each told before it comes."""
     rng = np.random.default_rng(1)
     end = 0
     while end < len(CONTENT):
-        end += os.pwrite(fd, CONTENT[end : end + int(rng.integers(1, 400_000))], end)
-        growing.reach(end)
+        piece = CONTENT[end : end + int(rng.integers(1, largest))]
+        growing.expect(end, len(piece))
+        assert os.fstat(fd).st_size <= end + len(piece)
+        assert os.pread(fd, len(piece), end).strip(b"\0") == b""
+        end += os.pwrite(fd, piece, end)
 
 
 def seen_through_large_pages(path: Path) -> int:
@@ -77,7 +80,7 @@ def test_a_file_in_memory_has_the_same_bytes_and_at_its_end_no_memory_to_spare(
 ) -> None:
     path = shared_folder / "f"
     # It is told through an open of its own, as the recording is.
-    growing = GrowingFile(os.open(path, os.O_RDONLY))
+    growing = GrowingFile(os.open(path, os.O_RDWR))
     grow(fd, growing)
     assert (growing.patience.given > 0) == can_be_had(shared_folder)
     assert path.read_bytes() == CONTENT
@@ -93,10 +96,37 @@ def test_a_file_in_memory_has_the_same_bytes_and_at_its_end_no_memory_to_spare(
     assert path.read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("largest", [1_000, 400_000, 3 * BLOCK_BYTES])
+def test_every_block_but_the_first_is_asked_for_before_it_is_written_to(
+    shared_folder: Path, fd: int, monkeypatch: pytest.MonkeyPatch, largest: int
+) -> None:
+    """What is there already would have to be copied into the large page."""
+    asked = []
+
+    def enlarge(self: BlockWindow, block: int) -> None:
+        written = os.pread(fd, BLOCK_BYTES, block * BLOCK_BYTES)
+        asked.append((block, written.strip(b"\0")))
+
+    monkeypatch.setattr(BlockWindow, "enlarge", enlarge)
+    monkeypatch.setattr(largepages, "_TOO_SLOW_S", 10.0)
+    growing = GrowingFile(fd)
+    grow(fd, growing, largest)
+    assert asked == [(block, b"") for block in range(1, 8)]
+    growing.close()
+
+
+def test_a_block_that_is_half_full_when_something_is_expected_is_left_alone(fd: int) -> None:
+    growing = GrowingFile(fd)
+    os.pwrite(fd, CONTENT[: BLOCK_BYTES + BLOCK_BYTES // 2 + 1], 0)
+    growing.expect(BLOCK_BYTES + BLOCK_BYTES // 2 + 1, 1000)
+    assert not growing.patience.given
+    growing.close()
+
+
 def test_a_small_file_takes_no_large_page(shared_folder: Path, fd: int) -> None:
     growing = GrowingFile(fd)
+    growing.expect(0, BLOCK_BYTES)
     os.pwrite(fd, CONTENT[:BLOCK_BYTES], 0)
-    growing.reach(BLOCK_BYTES)
     assert not growing.patience.given
     assert (shared_folder / "f").stat().st_blocks * 512 == BLOCK_BYTES
     growing.close()
@@ -122,7 +152,7 @@ def test_a_closed_one_keeps_nothing_of_a_file_that_was_removed(shared_folder: Pa
     growing.close()
     growing.close()
     assert str(shared_folder) not in Path("/proc/self/maps").read_text()
-    growing.reach(100 * BLOCK_BYTES)  # whoever is late: nothing is mapped any more
+    growing.expect(100 * BLOCK_BYTES, BLOCK_BYTES)  # whoever is late: nothing is mapped any more
     assert str(shared_folder) not in Path("/proc/self/maps").read_text()
 
 
@@ -144,6 +174,20 @@ def test_a_system_that_maps_nothing_more_leaves_the_file_its_small_pages(
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
     monkeypatch.setattr(largepages, "_map", refuse)
+    growing = GrowingFile(fd)
+    grow(fd, growing)
+    assert not growing.patience.given
+    assert (shared_folder / "f").read_bytes() == CONTENT
+    growing.close()
+
+
+def test_a_disk_that_is_full_fails_the_write_and_nothing_before(
+    shared_folder: Path, fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
     growing = GrowingFile(fd)
     grow(fd, growing)
     assert not growing.patience.given
