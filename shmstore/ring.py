@@ -190,6 +190,11 @@ class Run(NamedTuple):
         """The body of the first one."""
         return self.memory[SLOT_HEADER_BYTES : SLOT_HEADER_BYTES + self.length]
 
+    def bytes_of(self, number: int, start: int, count: int) -> bytes:
+        """Return a copy of ``count`` bytes from byte ``start`` on of one's body, by its number in the run."""
+        place = number * self.stride + SLOT_HEADER_BYTES + start
+        return bytes(self.memory[place : place + count])
+
     def first(self, slots: int) -> Run:
         """Return the first so many of them."""
         if slots == self.slots:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from shmstore import form as form_module
 from shmstore.batch import BatchWriter, PlainLayout, read_ipc
 from shmstore.buffers import Items
 from shmstore.form import Form, Forms, plain_items
@@ -115,12 +116,16 @@ def test_columns_of_one_width_are_one_block(ring: Ring) -> None:
         assert found.tolist() == [list(range(sequence, sequence + 6)) for sequence in range(3)]
 
 
-def test_other_metadata_ends_what_has_a_form(ring: Ring) -> None:
+@pytest.mark.parametrize("few", [0, 4])
+def test_other_metadata_ends_what_has_a_form(ring: Ring, monkeypatch: pytest.MonkeyPatch, few: int) -> None:
+    """Whether slots are compared one by one or all at once."""
+    monkeypatch.setattr(form_module, "_FEW", few)
     for sequence in range(4):
         put(ring, batch_of(sequence))
     run = ahead(ring)
     form = learn(Forms(), run, SCHEMA)
     assert form is not None
+    assert form.count(run) == 4
     damaged = 4096 + 2 * run.stride + 64 + run.skip + 40
     ring.segment.view[damaged] ^= 1
     assert form.count(run) == 2
