@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from shmstore.cli.verify import file_progress
 from shmstore.errors import BrokenError, ShmStoreError
 
 if TYPE_CHECKING:
+    from shmstore.leftovers import LeftSession
     from shmstore.recovery import RecoveryReport
 
 
@@ -29,9 +32,10 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "recordings",
-        metavar="PATH_OR_SESSION",
+        metavar="FILE_FOLDER_OR_SESSION",
         nargs="*",
-        help="an HDF5 file, or the name of a session (default: all that was left behind in this folder)",
+        help="an HDF5 file; a folder: all that was left behind in it; or the name of a session (default: "
+        "this folder)",
     )
     parser.add_argument("--shm-dir", metavar="DIR", type=Path, help="shared memory (default: as configured)")
     parser.add_argument("--json", action="store_true", help="as one JSON document on standard output")
@@ -48,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     shm_dir = options.shm_dir or StorageConfig.load().shm_dir
     documents, codes = [], [0]
     try:
-        recordings = options.recordings or _left_behind(Path(), shm_dir)
+        recordings = _asked_for(options.recordings or ["."], shm_dir, screen)
     except ShmStoreError as error:
         screen.error(str(error))
         return file_exit_code(error)
@@ -67,8 +71,6 @@ def run(options: argparse.Namespace) -> int:
             screen.error(f"{printable(report.path)}: {printable(problem)}")
         documents.append({"recording": recording, **report.to_dict()})
         codes.append(0 if report.ok else LOSS)
-    if not recordings:
-        screen.line("nothing was left behind here")
     screen.document({"ok": max(codes) == 0, "recordings": documents})
     return max(codes)
 
@@ -91,11 +93,27 @@ def show(screen: Screen, report: RecoveryReport) -> None:
         screen.line(f"  the damaged file is kept: {printable(report.kept)}")
 
 
-def _left_behind(folder: Path, shm_dir: Path) -> list[str]:
-    """Return the recordings in a folder that nobody has any more and of which something lies around."""
-    from shmstore.leftovers import find_files, find_sessions
+def _asked_for(names: Sequence[str], shm_dir: Path, screen: Screen) -> list[str]:
+    """Return the recordings that are meant: of a folder, all that was left behind in it."""
+    from shmstore.leftovers import find_sessions
 
     sessions = find_sessions(shm_dir)
+    recordings = []
+    for name in names:
+        if not os.path.isdir(name):  # noqa: PTH112 (a name too long for a path may come, or none)
+            recordings.append(name)
+            continue
+        found = _left_behind(Path(name), sessions)
+        if not found:
+            screen.line(f"nothing was left behind {'here' if name == '.' else f'in {printable(name)}'}")
+        recordings += found
+    return recordings
+
+
+def _left_behind(folder: Path, sessions: Sequence[LeftSession]) -> list[str]:
+    """Return the recordings in a folder that nobody has any more and of which something lies around."""
+    from shmstore.leftovers import find_files
+
     found = {
         file.recording for file in find_files(folder, sessions) if file.kind not in ("quarantine", "damaged")
     }
