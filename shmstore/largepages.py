@@ -171,9 +171,8 @@ class GrowingFile:
         self.patience = Patience()
         self._fd = fd
         self._window: BlockWindow | None = None
-        # The first block is left alone: a small file is to take little memory. And a block's first byte alone
-        # is not asked for: the file would be as long as if it had come.
-        self._next_start = BLOCK_BYTES + 1 if may_have_them(fd) else _NEVER
+        # The first block is left alone: a small file is to take little memory.
+        self._next_start = BLOCK_BYTES if may_have_them(fd) else _NEVER
 
     def expect(self, end: int, size: int) -> None:
         """Prepare for what is appended next; the file may be longer then, by less than that.
@@ -185,13 +184,15 @@ class GrowingFile:
         size
             How many come.
         """
-        if end + size <= self._next_start:
+        last_byte = end + size - 1
+        if last_byte <= self._next_start:
             return
-        first, last = self._next_start // BLOCK_BYTES, (end + size - 1) // BLOCK_BYTES
-        self._next_start = (last + 1) * BLOCK_BYTES + 1
+        # No block is begun for its first byte alone: the file would be as long as if that had come.
+        first, stop = max(self._next_start, end) // BLOCK_BYTES, -(-last_byte // BLOCK_BYTES)
+        self._next_start = stop * BLOCK_BYTES
         if self._is_short_of_space(size):
             return
-        for block in range(max(first, end // BLOCK_BYTES), last + 1):
+        for block in range(first, stop):
             if (block + 1) * BLOCK_BYTES - end >= BLOCK_BYTES // 2:
                 self.patience.ask(functools.partial(self._enlarge, block))
 

@@ -56,7 +56,7 @@ def grow(fd: int, growing: GrowingFile, largest: int = 400_000) -> None:
     while end < len(CONTENT):
         piece = CONTENT[end : end + int(rng.integers(1, largest))]
         growing.expect(end, len(piece))
-        assert os.fstat(fd).st_size <= end + len(piece)
+        assert os.fstat(fd).st_size < end + len(piece)
         assert os.pread(fd, len(piece), end).strip(b"\0") == b""
         end += os.pwrite(fd, piece, end)
 
@@ -112,6 +112,17 @@ def test_every_block_but_the_first_is_asked_for_before_it_is_written_to(
     growing = GrowingFile(fd)
     grow(fd, growing, largest)
     assert asked == [(block, b"") for block in range(1, 8)]
+    growing.close()
+
+
+@pytest.mark.parametrize("size", [BLOCK_BYTES - 9, BLOCK_BYTES - 8, 3 * BLOCK_BYTES - 9, 3 * BLOCK_BYTES - 8])
+def test_what_is_expected_can_be_told_from_what_is_prepared(fd: int, size: int) -> None:
+    """By the file's length: whoever appends has made it longer."""
+    growing = GrowingFile(fd)
+    end = BLOCK_BYTES + 10
+    os.pwrite(fd, CONTENT[:end], 0)
+    growing.expect(end, size)
+    assert os.fstat(fd).st_size < end + size
     growing.close()
 
 
