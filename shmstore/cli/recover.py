@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,11 +51,14 @@ def run(options: argparse.Namespace) -> int:
     screen = Screen(as_json=options.json)
     shm_dir = options.shm_dir or StorageConfig.load().shm_dir
     documents, codes = [], [0]
-    try:
-        recordings = _asked_for(options.recordings or ["."], shm_dir, screen)
-    except ShmStoreError as error:
-        screen.error(str(error))
-        return file_exit_code(error)
+    recordings = []
+    for name in options.recordings or ["."]:
+        try:
+            recordings += _meant_by(name, shm_dir, screen)
+        except ShmStoreError as error:
+            screen.error(str(error))
+            documents.append({"recording": name, "ok": False, "error": str(error)})
+            codes.append(file_exit_code(error))
     for recording in recordings:
         try:
             with file_progress(screen, Path(recording)) as progress:
@@ -93,24 +96,22 @@ def show(screen: Screen, report: RecoveryReport) -> None:
         screen.line(f"  the damaged file is kept: {printable(report.kept)}")
 
 
-def _asked_for(names: Sequence[str], shm_dir: Path, screen: Screen) -> list[str]:
-    """Return the recordings that are meant: of a folder, all that was left behind in it."""
+def _meant_by(name: str, shm_dir: Path, screen: Screen) -> list[str]:
+    """Return the recordings that a word means: a folder, all that was left behind in it."""
     from shmstore.leftovers import find_sessions
 
+    if not os.path.isdir(name):  # noqa: PTH112 (a name too long for a path may come, or none)
+        return [name]
     sessions = find_sessions(shm_dir)
-    recordings = []
-    for name in names:
-        if not os.path.isdir(name):  # noqa: PTH112 (a name too long for a path may come, or none)
-            recordings.append(name)
-            continue
-        found = _left_behind(Path(name), sessions)
-        if not found:
-            screen.line(f"nothing was left behind {'here' if name == '.' else f'in {printable(name)}'}")
-        recordings += found
-    return recordings
+    found = _left_behind(Path(name), sessions)
+    # A session may have the name of a folder.
+    found += [each.recording for each in sessions if each.name == name and each.recording]
+    if not found:
+        screen.line(f"nothing was left behind {'here' if name == '.' else f'in {printable(name)}'}")
+    return found
 
 
-def _left_behind(folder: Path, sessions: Sequence[LeftSession]) -> list[str]:
+def _left_behind(folder: Path, sessions: Iterable[LeftSession]) -> list[str]:
     """Return the recordings in a folder that nobody has any more and of which something lies around."""
     from shmstore.leftovers import find_files
 

@@ -100,10 +100,31 @@ def test_all_that_was_left_behind_in_a_folder(output_dir: Path, shared_folder: P
         str(left.path) for left in lefts
     )
     assert other.folder.exists()
+    for folder in ("here", "./here", "elsewhere/..", "/"):
+        result = recover(output_dir, shared_folder, folder)
+        assert (result.returncode, result.stdout) == (0, f"nothing was left behind in {folder}\n")
     result = recover(elsewhere, shared_folder, "../here", ".")
     assert result.returncode == 0
     assert result.stdout.startswith(f"nothing was left behind in ../here\n{other.path}: complete")
     assert_whole(other.path, shared_folder, 1)
+
+
+def test_a_folder_does_not_hide_the_session_of_its_name(output_dir: Path, shared_folder: Path) -> None:
+    left = wreck(output_dir / "data", shared_folder, "put", name="night")
+    (output_dir / "night").mkdir()
+    result = recover(output_dir, shared_folder, "night")
+    assert result.returncode == 0
+    assert result.stdout.startswith(f"{left.path}: complete")
+    assert_whole(left.path, shared_folder, 1)
+
+
+def test_where_shared_memory_is_not_found_each_word_is_answered(
+    output_dir: Path, shared_folder: Path
+) -> None:
+    result = recover(output_dir, shared_folder / "gone", ".", "gone.h5", "--json")
+    assert result.returncode != 0
+    found = document(result)["recordings"]
+    assert [(entry["recording"], entry["ok"]) for entry in found] == [(".", False), ("gone.h5", False)]
 
 
 def test_a_recording_that_goes_on_is_refused(output_dir: Path, shared_folder: Path) -> None:
