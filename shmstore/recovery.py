@@ -157,6 +157,19 @@ def recover(
     return report
 
 
+def clear_up(recording: str | os.PathLike[str], shm_dir: str | os.PathLike[str]) -> None:
+    """Remove what a recovery had begun that was ended in the middle of it, unless another has begun since."""
+    # What cannot be removed now is for the next one.
+    with contextlib.suppress(ShmStoreError, OSError):
+        path, _ = _find(Path(recording), Path(shm_dir))
+        if outdated_folder(path).exists():
+            return  # what it had made was about to take the old one's place: the next one ends that
+        journal = recovery_folder(path) / "journal"
+        with _exclusive(journal if journal.exists() else path, path):
+            _remove_work_session(path, Path(shm_dir))
+            discard(path_beside(path))
+
+
 def _find(recording: Path, shm_dir: Path) -> tuple[Path, Path | None]:
     """Return the file, and the folder of its session, if that is still there."""
     if not _exists(recording) and recording.name == str(recording):

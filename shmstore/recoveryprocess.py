@@ -18,7 +18,7 @@ from typing import NoReturn
 from shmstore.errors import BrokenError, StorageError, storage_error
 from shmstore.opening import wait_for_hdf5
 from shmstore.rebuilding import Progress
-from shmstore.recovery import RecoveryReport
+from shmstore.recovery import RecoveryReport, clear_up
 from shmstore.recovery import recover as recover_here
 from shmstore.watchedprocess import Say, Words, ask
 
@@ -70,6 +70,7 @@ def recover(
     if ending.answer is not None:
         return RecoveryReport(**ending.answer | {"problems": tuple(ending.answer["problems"])})
     if ending.hung:
+        clear_up(recording, shm_dir)  # the next one would end in the same way
         raise BrokenError(
             f"the process that recovered {recording} was ended, as HDF5 came to no end in it"
             f"{_while(ending.at)}: the file is damaged, and untouched: restore it from a copy, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -9,7 +10,8 @@ import pyarrow as pa
 import pytest
 
 import shmstore
-from shmstore import HDF5Storage
+from shmstore import HDF5Storage, recoveryprocess
+from shmstore.recovery import clear_up
 from shmstore.watchedprocess import ask
 
 #: Processor time after which a file of 100 kB is taken to hang; starting takes 0.4 s of it.
@@ -81,6 +83,29 @@ def test_a_recovery_in_which_hdf5_comes_to_no_end_is_ended(recording: Path, shar
     assert ending.hung
     assert ending.at == "instrument 'second', column 'text'"
     assert recording.read_bytes() == damaged
+
+
+def test_a_recovery_that_is_ended_leaves_nothing_of_its_own(
+    recording: Path, shared_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damage_heap(recording, b"text 7\0")
+    damaged = recording.read_bytes()
+    recording.with_name(recording.name + ".recovering").write_text("what it had begun")
+    monkeypatch.setattr(recoveryprocess, "ask", partial(ask, hang_s=HANG_S))
+    with pytest.raises(shmstore.BrokenError, match="came to no end in it while it read instrument 'second'"):
+        shmstore.recover(recording, shm_dir=shared_folder)
+    assert list(recording.parent.iterdir()) == [recording]
+    assert recording.read_bytes() == damaged
+
+
+def test_what_was_about_to_take_the_place_of_the_old_one_is_not_cleared_up(
+    recording: Path, shared_folder: Path
+) -> None:
+    made_anew = recording.with_name(recording.name + ".recovering")
+    made_anew.write_text("all that there may be")
+    recording.with_name(recording.name + ".recovery.old").mkdir()
+    clear_up(recording, shared_folder)
+    assert made_anew.exists()
 
 
 def test_what_the_listener_raises_ends_the_verification(recording: Path) -> None:
